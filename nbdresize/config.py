@@ -1,0 +1,64 @@
+"""Where the state directory lies, and what lies where inside it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_VARIABLE = "NBDRESIZE_ROOT"
+
+
+@dataclass(frozen=True)
+class StateDirectory:
+    """The paths of everything that is kept under one root.
+
+        ledger.sqlite   VMs, disks, budgets, unfinished changes
+        volumes/        the pool: one file per disk
+        leases/         one lock file per disk: who uses it
+        locks/          one lock file per VM: who changes it
+        run/            one admin socket per running server; the default listening socket
+    """
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def socket(self) -> Path:
+        """Where `serve` listens when told nothing else."""
+        return self.run / "nbd.sock"
+
+
+def state_directory(root: Path | None = None) -> StateDirectory:
+    """The state directory at `root`, else where NBDRESIZE_ROOT says, else the user's default.
+
+    The default is the system's for root, `/var/lib/nbdresize`, and `$XDG_DATA_HOME/nbdresize` for others.
+    """
+    if root is None:
+        named = os.environ.get(ROOT_VARIABLE)
+        root = Path(named) if named else _default_root()
+    return StateDirectory(root.expanduser().absolute())
+
+
+def _default_root() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/nbdresize")
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "nbdresize"

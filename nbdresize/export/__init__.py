@@ -1,0 +1,1 @@
+"""A disk as NBD clients see it: volume, live size, lease and access mode."""

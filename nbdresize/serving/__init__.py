@@ -1,0 +1,1 @@
+"""Running a front: its processes, sockets, readiness and end."""

@@ -1,0 +1,1 @@
+"""Bytes at rest: pools and volumes, one module per kind, behind one small interface."""
