@@ -1,0 +1,143 @@
+"""The numbers of the NBD protocol, named as in the protocol document, and those of the RESIZE extension.
+
+Source: the NetworkBlockDevice project's `doc/proto.md`; for RESIZE its branch `extension-resize` and
+`docs/resize-extension.md`. Everything on the wire is big-endian.
+"""
+
+NBD_MAGIC = 0x4E42444D41474943
+"""`NBDMAGIC`, the server's first 8 bytes."""
+NBD_OPTS_MAGIC = 0x49484156454F5054
+"""`IHAVEOPT`: newstyle negotiation, and each option of the client."""
+NBD_OLDSTYLE_MAGIC = 0x0000420281861253
+NBD_OPTION_REPLY_MAGIC = 0x0003E889045565A9
+NBD_REQUEST_MAGIC = 0x25609513
+NBD_EXTENDED_REQUEST_MAGIC = 0x21E41C71
+NBD_SIMPLE_REPLY_MAGIC = 0x67446698
+NBD_STRUCTURED_REPLY_MAGIC = 0x668E33EF
+NBD_EXTENDED_REPLY_MAGIC = 0x6E8A278C
+
+NBD_DEFAULT_PORT = 10809
+NBD_MAX_STRING = 4096
+"""The longest export name, description or error text, in bytes of UTF-8."""
+NBD_MAX_PAYLOAD = 32 * 1024 * 1024
+"""The longest payload that every peer can be expected to take, in bytes."""
+
+# Handshake flags: the server's, and the client's answer.
+NBD_FLAG_FIXED_NEWSTYLE = 1 << 0
+NBD_FLAG_NO_ZEROES = 1 << 1
+NBD_FLAG_C_FIXED_NEWSTYLE = 1 << 0
+NBD_FLAG_C_NO_ZEROES = 1 << 1
+
+# Transmission flags of an export.
+NBD_FLAG_HAS_FLAGS = 1 << 0
+NBD_FLAG_READ_ONLY = 1 << 1
+NBD_FLAG_SEND_FLUSH = 1 << 2
+NBD_FLAG_SEND_FUA = 1 << 3
+NBD_FLAG_ROTATIONAL = 1 << 4
+NBD_FLAG_SEND_TRIM = 1 << 5
+NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6
+NBD_FLAG_SEND_DF = 1 << 7
+NBD_FLAG_CAN_MULTI_CONN = 1 << 8
+NBD_FLAG_SEND_RESIZE = 1 << 9
+NBD_FLAG_SEND_CACHE = 1 << 10
+NBD_FLAG_SEND_FAST_ZERO = 1 << 11
+NBD_FLAG_BLOCK_STATUS_PAYLOAD = 1 << 12
+
+# Options of the client.
+NBD_OPT_EXPORT_NAME = 1
+NBD_OPT_ABORT = 2
+NBD_OPT_LIST = 3
+NBD_OPT_PEEK_EXPORT = 4
+NBD_OPT_STARTTLS = 5
+NBD_OPT_INFO = 6
+NBD_OPT_GO = 7
+NBD_OPT_STRUCTURED_REPLY = 8
+NBD_OPT_LIST_META_CONTEXT = 9
+NBD_OPT_SET_META_CONTEXT = 10
+NBD_OPT_EXTENDED_HEADERS = 11
+
+# Replies of the server to an option; those with bit 31 are errors.
+NBD_REP_FLAG_ERROR = 1 << 31
+NBD_REP_ACK = 1
+NBD_REP_SERVER = 2
+NBD_REP_INFO = 3
+NBD_REP_META_CONTEXT = 4
+NBD_REP_ERR_UNSUP = NBD_REP_FLAG_ERROR | 1
+NBD_REP_ERR_POLICY = NBD_REP_FLAG_ERROR | 2
+NBD_REP_ERR_INVALID = NBD_REP_FLAG_ERROR | 3
+NBD_REP_ERR_PLATFORM = NBD_REP_FLAG_ERROR | 4
+NBD_REP_ERR_TLS_REQD = NBD_REP_FLAG_ERROR | 5
+NBD_REP_ERR_UNKNOWN = NBD_REP_FLAG_ERROR | 6
+NBD_REP_ERR_SHUTDOWN = NBD_REP_FLAG_ERROR | 7
+NBD_REP_ERR_BLOCK_SIZE_REQD = NBD_REP_FLAG_ERROR | 8
+NBD_REP_ERR_TOO_BIG = NBD_REP_FLAG_ERROR | 9
+NBD_REP_ERR_EXT_HEADER_REQD = NBD_REP_FLAG_ERROR | 10
+
+# Types of information in NBD_REP_INFO.
+NBD_INFO_EXPORT = 0
+NBD_INFO_NAME = 1
+NBD_INFO_DESCRIPTION = 2
+NBD_INFO_BLOCK_SIZE = 3
+NBD_INFO_RESIZE = 4
+
+# Features in NBD_INFO_RESIZE and in the size record.
+NBD_RESIZE_FEATURE_SIZE_REPLIES = 1 << 0
+NBD_RESIZE_FEATURE_NOTIFY = 1 << 1
+NBD_RESIZE_FEATURE_SHRINK = 1 << 2
+NBD_RESIZE_FEATURE_EXTEND = 1 << 3
+
+# Commands.
+NBD_CMD_READ = 0
+NBD_CMD_WRITE = 1
+NBD_CMD_DISC = 2
+NBD_CMD_FLUSH = 3
+NBD_CMD_TRIM = 4
+NBD_CMD_CACHE = 5
+NBD_CMD_WRITE_ZEROES = 6
+NBD_CMD_BLOCK_STATUS = 7
+NBD_CMD_RESIZE = 8
+
+# Flags of a command; from bit 6 on those of the RESIZE extension.
+NBD_CMD_FLAG_FUA = 1 << 0
+NBD_CMD_FLAG_NO_HOLE = 1 << 1
+NBD_CMD_FLAG_DF = 1 << 2
+NBD_CMD_FLAG_REQ_ONE = 1 << 3
+NBD_CMD_FLAG_FAST_ZERO = 1 << 4
+NBD_CMD_FLAG_PAYLOAD_LEN = 1 << 5
+NBD_CMD_FLAG_SIZE = 1 << 6
+NBD_CMD_FLAG_QUERY = 1 << 7
+NBD_CMD_FLAG_NOTIFY = 1 << 8
+NBD_CMD_FLAG_SHRINK = 1 << 9
+NBD_CMD_FLAG_FIT = 1 << 10
+NBD_CMD_FLAG_EXTEND = 1 << 11
+NBD_CMD_FLAG_CANCEL = 1 << 12
+
+NBD_RESIZE_ALL_THAT_REMAINS = 2**64 - 1
+"""The size that, with NBD_CMD_FLAG_FIT, asks for all that the budget still holds."""
+
+# Structured replies: the flag of the last chunk, and the types; those with bit 15 are errors.
+NBD_REPLY_FLAG_DONE = 1 << 0
+NBD_REPLY_TYPE_NONE = 0
+NBD_REPLY_TYPE_OFFSET_DATA = 1
+NBD_REPLY_TYPE_OFFSET_HOLE = 2
+NBD_REPLY_TYPE_BLOCK_STATUS = 5
+NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6
+NBD_REPLY_TYPE_SIZE = 7
+NBD_REPLY_TYPE_ERROR = 1 << 15 | 1
+NBD_REPLY_TYPE_ERROR_OFFSET = 1 << 15 | 2
+
+# The extents of the metadata context `base:allocation`.
+NBD_META_BASE_ALLOCATION = "base:allocation"
+NBD_STATE_HOLE = 1 << 0
+NBD_STATE_ZERO = 1 << 1
+
+# Errors, as the wire numbers them; those of Linux for the ones that exist there.
+NBD_SUCCESS = 0
+NBD_EPERM = 1
+NBD_EIO = 5
+NBD_ENOMEM = 12
+NBD_EINVAL = 22
+NBD_ENOSPC = 28
+NBD_EOVERFLOW = 75
+NBD_ENOTSUP = 95
+NBD_ESHUTDOWN = 108
