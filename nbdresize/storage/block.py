@@ -1,0 +1,63 @@
+"""Volumes that are block devices: a disk, a partition, a logical volume, a loop device, a zvol."""
+
+import stat
+from pathlib import Path
+
+from nbdresize.errors import VolumeFailed
+from nbdresize.storage.handle import Handle
+from nbdresize.storage.opening import open_as
+from nbdresize.storage.volume import Volume
+from nbdresize.units import format_size
+
+_STEP = 1 << 30
+"""A new range is zeroed in pieces, so that a signal does not have to wait for terabytes."""
+
+
+class BlockVolume(Volume):
+    """A block device. Nothing here changes its size: whoever owns it does, and this notices.
+
+    `known_size` is the size up to which its bytes are the disk's; what lies behind may be anything that was there
+    before. Without it, all of the device as it is now is taken for the disk's.
+    """
+
+    def __init__(self, path: Path, known_size: int | None = None) -> None:
+        self.path = path
+        self.known_size = known_size
+
+    def open(self, *, read_only: bool = False) -> Handle:
+        return Handle(open_as(self.path, stat.S_IFBLK, read_only=read_only), self.path, read_only=read_only)
+
+    def size(self) -> int:
+        with self.open(read_only=True) as handle:
+            return handle.size()
+
+    def allocated(self) -> int:
+        """All of the device: it is this disk's, whatever is written on it."""
+        return self.size()
+
+    def grow(self, size: int) -> None:
+        """Zero what lies between the known size and `size`, durably, and take it into the disk.
+
+        Only after that may anybody be told that the disk is larger. Killed in between, nothing is lost by beginning
+        again from the same known size. Raises VolumeFailed where the device is smaller than `size`.
+        """
+        with self.open() as handle:
+            actual = handle.size()
+            self._check(size, actual)
+            start = actual if self.known_size is None else self.known_size
+            for offset in range(start, size, _STEP):
+                handle.zero(offset, min(_STEP, size - offset))
+            handle.flush()
+        self.known_size = max(size, start)
+
+    def shrink(self, size: int) -> None:
+        """Leave out what lies behind `size`; a later grow zeroes it. The device stays as large as it is."""
+        self._check(size, self.size())
+        self.known_size = size
+
+    def _check(self, size: int, actual: int) -> None:
+        if size > actual:
+            raise VolumeFailed(
+                f"{self.path} has {format_size(actual)}, less than the {format_size(size)} asked for",
+                "enlarge the device first, then ask again",
+            )
