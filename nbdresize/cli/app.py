@@ -1,0 +1,67 @@
+"""The app: all commands put together."""
+
+from typing import Annotated
+
+import typer
+
+from nbdresize.cli import disk, options, output, remote, status, vm
+from nbdresize.errors import EXIT_USAGE
+
+PROGRAM = "nbdresize"
+
+_HELP = options.explained(
+    "Serves the disks of virtual machines over NBD and resizes them while they are in use.",
+    """
+    nbdresize vm create web1 --disk-space 100G --disk 20G
+    nbdresize serve
+    nbdresize disk resize web1 disk0 +10G
+    nbdresize status
+    """,
+    "Sizes are binary: 20G, 512M, 1048576; +5G adds to what there is, and 'remaining' takes all that is free."
+    " Every error is one line on standard error with an exit code of its own.",
+)
+
+
+def build() -> typer.Typer:
+    """The app with all its commands."""
+    app = _group(_HELP, completion=True)
+    app.callback(invoke_without_command=True)(_main)
+    for name, module in (("vm", vm), ("disk", disk)):
+        group = _group(module.HELP)
+        group.callback(invoke_without_command=True)(_help_without_command)
+        module.register(group)
+        app.add_typer(group, name=name)
+    remote.register(app)
+    status.register(app)
+    return app
+
+
+def _group(explanation: options.Help, *, completion: bool = False) -> typer.Typer:
+    return typer.Typer(
+        help=explanation["help"],
+        short_help=explanation["short_help"],
+        add_completion=completion,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _main(
+    context: typer.Context,
+    root: options.Root = None,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from nbdresize import __version__
+
+        output.line(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+    _help_without_command(context)
+
+
+def _help_without_command(context: typer.Context) -> None:
+    """A group named without a command shows its help, and fails, since nothing was done."""
+    if context.invoked_subcommand is None:
+        output.text(context.get_help())
+        raise typer.Exit(EXIT_USAGE)

@@ -1,0 +1,27 @@
+"""Asking before something is lost for good."""
+
+import sys
+
+import typer
+
+from nbdresize.cli import output
+
+DETAILS = (
+    "On a terminal it asks first; without one it refuses (exit code 2), unless --yes is given."
+    " Answering no changes nothing and exits with 130."
+)
+"""What the help of a deleting command says about it."""
+
+
+def confirm(loss: str, *, yes: bool) -> None:
+    """Go on only if `yes`, or if whoever sits at the terminal says so; `loss` names what will be gone.
+
+    Raises a usage error where nobody can be asked, typer.Abort where the answer is no.
+    """
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise typer.BadParameter(
+            f"deleting {output.shown(loss)} needs it where nobody can be asked", param_hint="--yes"
+        )
+    typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)

@@ -1,0 +1,138 @@
+"""The commands of `nbdresize disk`."""
+
+from typing import Annotated
+
+import typer
+
+from nbdresize.cli import options, output, views
+from nbdresize.cli.confirm import DETAILS as DELETING
+from nbdresize.cli.confirm import confirm
+from nbdresize.units import parse_size_request
+
+HELP = options.explained(
+    "Disks of a VM: listed, added, resized while in use, deleted.",
+    """
+    nbdresize disk list web1
+    nbdresize disk add web1 10G
+    nbdresize disk resize web1 disk0 +10G
+    """,
+)
+
+_LIST = options.explained(
+    "List a VM's disks and what is free in its budget.",
+    """
+    nbdresize disk list web1
+    nbdresize disk list web1 --json
+    """,
+)
+_ADD = options.explained(
+    "Add a disk to a VM, in its first empty slot.",
+    """
+    nbdresize disk add web1 10G
+    nbdresize disk add web1 remaining
+    """,
+    "SIZE is a size such as 20G, or 'remaining' for all that is free in the VM's budget.",
+)
+_RESIZE = options.explained(
+    "Resize a disk, also while clients are attached.",
+    """
+    nbdresize disk resize web1 disk0 30G
+    nbdresize disk resize web1 disk0 +10G
+    nbdresize disk resize web1 disk1 remaining
+    nbdresize disk resize web1 disk1 5G --dangerous-allow-shrink
+    """,
+    "SIZE is the new size, '+' and what to add, or 'remaining' to add all that is free in the VM's budget. New space"
+    " reads as zeroes. Success means that the volume, the ledger and every running server have the new size; the"
+    " table shows each with its time. A smaller size cuts off what lies behind it and needs"
+    " --dangerous-allow-shrink, and a disk that no client has attached.",
+)
+_DELETE = options.explained(
+    "Delete a disk of a VM.",
+    """
+    nbdresize disk delete web1 disk1
+    nbdresize disk delete web1 disk1 --yes
+    """,
+    f"The boot disk, disk0, goes only with its VM. Refused while a client has the disk attached. {DELETING}",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the group."""
+    app.command("list", **_LIST)(list_disks)
+    app.command("add", **_ADD)(add)
+    app.command("resize", **_RESIZE)(resize)
+    app.command("delete", **_DELETE)(delete)
+
+
+def list_disks(
+    vm: options.VMName, json: options.Json = False, exact: options.Bytes = False, root: options.Root = None
+) -> None:
+    with options.control(root) as control:
+        found = control.vm(vm)
+    if json:
+        output.document(views.disks_json(found))
+    else:
+        views.show_disks(found, exact=exact)
+
+
+def add(
+    vm: options.VMName,
+    size: options.SizeText,
+    preallocate: options.Preallocate = False,
+    operation: options.Operation = None,
+    json: options.Json = False,
+    root: options.Root = None,
+) -> None:
+    request = parse_size_request(size)
+    with options.control(root) as control:
+        disk = control.add_disk(vm, request, preallocate=preallocate, operation=operation)
+    if json:
+        output.document({"vm": disk.vm, **views.disk_json(disk)})
+    else:
+        output.line(f"{disk.export_name}: {output.size(disk.size)}")
+
+
+def resize(
+    vm: options.VMName,
+    disk: options.DiskName,
+    size: options.SizeText,
+    shrink: Annotated[
+        bool, typer.Option("--dangerous-allow-shrink", help="Allow a smaller size; what lies behind it is lost.")
+    ] = False,
+    disconnect: Annotated[
+        bool, typer.Option("--disconnect", help="Drop the clients of the disk before shrinking it.")
+    ] = False,
+    wait: options.Wait = 10.0,
+    operation: options.Operation = None,
+    json: options.Json = False,
+    exact: options.Bytes = False,
+    root: options.Root = None,
+) -> None:
+    from nbdresize.control.model import ResizeOptions
+
+    request = parse_size_request(size)
+    allowed = ResizeOptions(shrink=shrink, disconnect=disconnect, wait=wait)
+    with options.control(root) as control:
+        outcome = control.resize_disk(vm, disk, request, allowed, operation=operation)
+    if json:
+        output.document(views.outcome_json(outcome))
+    else:
+        views.show_outcome(outcome, exact=exact)
+
+
+def delete(
+    vm: options.VMName,
+    disk: options.DiskName,
+    yes: options.Yes = False,
+    json: options.Json = False,
+    root: options.Root = None,
+) -> None:
+    with options.control(root) as control:
+        found = control.disk(vm, disk)
+        loss = f"{found.export_name} ({output.size(found.size)})"
+        confirm(loss, yes=yes)
+        control.delete_disk(vm, disk)
+    if json:
+        output.document({"vm": found.vm, "disk": found.name, "deleted": True})
+    else:
+        output.line(f"{loss}: deleted")

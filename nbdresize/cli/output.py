@@ -1,0 +1,127 @@
+"""What the command line prints: JSON, tables, sizes, and text from outside made safe to show."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from nbdresize.units import format_size
+
+_UNLIMITED_WIDTH = 100_000
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; numbers go to the right, so that their digits stand below each other."""
+
+    title: str
+    right: bool = False
+
+
+def prepare_streams() -> None:
+    """Make printing fail on no character: what the terminal's encoding lacks comes out escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def flush() -> None:
+    """Hand over what was printed, so that a full disk or a closed pipe is noticed while it can be reported."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def discard() -> None:
+    """Let everything still buffered for standard output go nowhere: its reader has gone, or its disk is full."""
+    if sys.stdout is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def line(value: str = "") -> None:
+    """Print one line on standard output, control characters escaped."""
+    print(shown(value))
+
+
+def text(value: str) -> None:
+    """Print several lines that we wrote ourselves."""
+    print(value)
+
+
+def document(value: object) -> None:
+    """Print a JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def json_line(value: object) -> None:
+    """Print a JSON object on one line, at once."""
+    print(json.dumps(value), flush=True)
+
+
+def shown(text: str) -> str:
+    """`text` on one line and harmless to a terminal: every character that does not print is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(value: int, *, exact: bool = False) -> str:
+    """`value` bytes as the tables show it: for people, or `exact` as a plain number."""
+    return str(value) if exact else format_size(value)
+
+
+def duration(seconds: float) -> str:
+    """A measured time: `3 ms`, `0.4 s`."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.1 else f"{seconds:.1f} s"
+
+
+def arrow() -> str:
+    """`→`, or `->` where standard output can't show it."""
+    return "→" if _can_show("→", sys.stdout) else "->"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 disk`, `2 disks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: int = 0) -> None:
+    """Print a table. Cells are plain text, never markup; only a terminal narrower than the table folds them.
+
+    The header is left out where no column has a title.
+    """
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(
+        box=None,
+        pad_edge=False,
+        show_header=any(column.title for column in columns),
+        header_style="bold",
+        padding=(0, 2, 0, 0),
+    )
+    for column in columns:
+        grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(shown(cell)) for cell in row))
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if terminal else _UNLIMITED_WIDTH, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(Padding(grid, (0, 0, 0, indent), expand=False))
+    for row_text in captured.get().splitlines():
+        print(row_text.rstrip())
+
+
+def _can_show(text: str, stream: TextIO | None) -> bool:
+    try:
+        text.encode((stream.encoding if stream is not None else None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""`nbdresize status`: running servers, their clients, and what the VMs have."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nbdresize.cli import options, output, views
+from nbdresize.cli.output import Column
+
+if TYPE_CHECKING:
+    from nbdresize.config import StateDirectory
+    from nbdresize.control.model import VM
+
+_STATUS = options.explained(
+    "Show the running servers, their clients, and the VMs with their budgets.",
+    """
+    nbdresize status
+    nbdresize status --json
+    """,
+    "Every server of the state directory is asked; one that does not answer within two seconds is shown as such.",
+)
+
+_Json = dict[str, Any]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command("status", **_STATUS)(status)
+
+
+def status(json: options.Json = False, exact: options.Bytes = False, root: options.Root = None) -> None:
+    from nbdresize.config import state_directory
+
+    state = state_directory(root)
+    with options.control(root) as control:
+        vms = control.vms()
+    servers = _servers(state)
+    if json:
+        output.document({"root": str(state.root), "servers": servers, "vms": [views.vm_json(vm) for vm in vms]})
+    else:
+        _show(state, servers, vms, exact=exact)
+
+
+def _servers(state: "StateDirectory") -> list[_Json]:
+    """What every server says of itself; `problem` says why one did not."""
+    from nbdresize.control import admin_client
+
+    clients = admin_client.ask_all(state, {"command": "clients"})
+    counters = {answer.path: answer.reply for answer in admin_client.ask_all(state, {"command": "counters"})}
+    servers = []
+    for answer in clients:
+        reply = answer.reply or {}
+        about = _dict(reply.get("server"))
+        servers.append(
+            {
+                "socket": str(answer.path),
+                "pid": about.get("pid"),
+                "front": about.get("front"),
+                "uris": _list(about.get("uris")),
+                "started": about.get("started"),
+                "clients": [client for client in _list(reply.get("clients")) if isinstance(client, dict)],
+                "counters": _dict((counters.get(answer.path) or {}).get("counters")),
+                "problem": answer.problem or reply.get("error"),
+            }
+        )
+    return servers
+
+
+def _dict(value: object) -> _Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _show(state: "StateDirectory", servers: Sequence[_Json], vms: Sequence["VM"], *, exact: bool) -> None:
+    output.line(f"State directory {state.root}")
+    output.line()
+    _show_servers(servers)
+    output.line()
+    _show_clients(servers, exact=exact)
+    if vms:
+        views.show_vms(vms, exact=exact)
+    else:
+        output.line("No VMs yet: nbdresize vm create NAME --disk-space SIZE makes one.")
+
+
+def _show_servers(servers: Sequence[_Json]) -> None:
+    if not servers:
+        output.line("No server runs here: nbdresize serve starts one.")
+        return
+    columns = [
+        Column("SERVER", right=True),
+        Column("FRONT"),
+        Column("CLIENTS", right=True),
+        Column("SINCE"),
+        Column("URI"),
+    ]
+    rows = []
+    for server in servers:
+        if server["problem"]:
+            rows.append(["?", "?", "?", "?", f"{server['socket']}: {server['problem']}"])
+            continue
+        first, *others = [str(uri) for uri in server["uris"]] or ["-"]
+        rows.append(
+            [str(server["pid"]), str(server["front"]), str(len(server["clients"])), _time(server["started"]), first]
+        )
+        rows.extend(["", "", "", "", uri] for uri in others)
+    output.table(columns, rows)
+
+
+def _show_clients(servers: Sequence[_Json], *, exact: bool) -> None:
+    columns = [
+        Column("CLIENT OF"),
+        Column("SERVER", right=True),
+        Column("MODE"),
+        Column("SINCE"),
+        Column("REQUESTS", right=True),
+        Column("READ", right=True),
+        Column("WRITTEN", right=True),
+        Column("PEER"),
+    ]
+    rows = [
+        [
+            str(client.get("export")),
+            str(server["pid"]),
+            "read-only" if client.get("read_only") else "read-write",
+            _time(client.get("since")),
+            str(client.get("requests", "-")),
+            _bytes(client.get("bytes_read"), exact=exact),
+            _bytes(client.get("bytes_written"), exact=exact),
+            str(client.get("peer") or "-"),
+        ]
+        for server in servers
+        for client in server["clients"]
+    ]
+    if rows:
+        output.table(columns, rows)
+        output.line()
+
+
+def _bytes(value: object, *, exact: bool) -> str:
+    return output.size(value, exact=exact) if isinstance(value, int) else "-"
+
+
+def _time(value: object) -> str:
+    """A moment as the servers tell it, ISO 8601 in UTC, to the second."""
+    return str(value)[:19].replace("T", " ") if value else "-"

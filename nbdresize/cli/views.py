@@ -1,0 +1,138 @@
+"""VMs, disks and outcomes as the command line shows them: the shapes of the JSON, and the tables."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nbdresize.cli import output
+from nbdresize.cli.output import Column
+
+if TYPE_CHECKING:
+    from nbdresize.control.model import VM, Disk, ResizeOutcome
+
+Json = dict[str, Any]
+
+
+def disk_json(disk: "Disk") -> Json:
+    """A disk of a VM; sizes in bytes."""
+    return {
+        "slot": disk.name,
+        "size": disk.size,
+        "boot": disk.boot,
+        "image": None,
+        "pci_slot": disk.pci_slot,
+        "generation": disk.generation,
+        "pending_size": disk.pending_size,
+        "export": disk.export_name,
+    }
+
+
+def space_json(vm: "VM") -> Json:
+    """A VM's budget and what its disks take of it, in bytes."""
+    return {"total_space": vm.budget, "used_space": vm.used, "free_space": vm.free}
+
+
+def vm_json(vm: "VM") -> Json:
+    """A VM with its disks."""
+    return {"name": vm.name, "owner": vm.owner, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
+
+
+def disks_json(vm: "VM") -> Json:
+    """What `disk list` answers with."""
+    return {"vm": vm.name, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
+
+
+def outcome_json(outcome: "ResizeOutcome") -> Json:
+    """What a resize did, with its stages."""
+    return {
+        "vm": outcome.vm,
+        "disk": outcome.disk,
+        "old_size": outcome.old_size,
+        "size": outcome.size,
+        "generation": outcome.generation,
+        "cause": outcome.cause.name.lower(),
+        "operation": outcome.operation,
+        "stages": [
+            {"name": stage.name, "seconds": round(stage.seconds, 6), "detail": stage.detail, "done": stage.done}
+            for stage in outcome.stages
+        ],
+    }
+
+
+def show_vms(vms: Sequence["VM"], *, exact: bool) -> None:
+    """Print a table of VMs."""
+    columns = [
+        Column("NAME"),
+        Column("OWNER"),
+        Column("DISKS", right=True),
+        Column("BUDGET", right=True),
+        Column("USED", right=True),
+        Column("FREE", right=True),
+    ]
+    rows = [
+        [
+            vm.name,
+            vm.owner or "-",
+            str(len(vm.disks)),
+            *(output.size(n, exact=exact) for n in (vm.budget, vm.used, vm.free)),
+        ]
+        for vm in vms
+    ]
+    output.table(columns, rows)
+
+
+def show_disks(vm: "VM", *, exact: bool) -> None:
+    """Print a VM's disks, then its budget."""
+    columns = [
+        Column("DISK"),
+        Column("SIZE", right=True),
+        Column("BOOT"),
+        Column("PCI SLOT"),
+        Column("GENERATION", right=True),
+        Column("EXPORT"),
+    ]
+    rows = [
+        [
+            disk.name,
+            _disk_size(disk, exact=exact),
+            "boot" if disk.boot else "-",
+            disk.pci_slot,
+            str(disk.generation),
+            disk.export_name,
+        ]
+        for disk in vm.disks
+    ]
+    if rows:
+        output.table(columns, rows)
+        output.line()
+    output.line(budget_line(vm, exact=exact))
+
+
+def budget_line(vm: "VM", *, exact: bool) -> str:
+    """`web1: 50 GiB of 100 GiB used, 50 GiB free`."""
+    budget, used, free = (output.size(number, exact=exact) for number in (vm.budget, vm.used, vm.free))
+    return f"{vm.name}: {used} of {budget} used, {free} free"
+
+
+def show_outcome(outcome: "ResizeOutcome", *, exact: bool) -> None:
+    """Print what a resize did, and where the new size has arrived."""
+    old, new = (output.size(number, exact=exact) for number in (outcome.old_size, outcome.size))
+    name = f"{outcome.vm}/{outcome.disk}"
+    if not outcome.changed:
+        output.line(f"{name}: {new} already")
+        return
+    change = f"{old} {output.arrow()} {new}"
+    cause = {"FITTED": ", as far as the budget reaches", "ROUNDED_UP": ", rounded up"}.get(outcome.cause.name, "")
+    output.line(f"{name}: {change}{cause}")
+    rows = []
+    for stage in outcome.stages:
+        detail = stage.detail or (change if stage.name == "volume" else "")
+        rows.append([stage.name, detail if stage.done else f"pending: {detail}", output.duration(stage.seconds)])
+    output.table([Column(""), Column(""), Column("", right=True)], rows, indent=2)
+
+
+def _disk_size(disk: "Disk", *, exact: bool) -> str:
+    """The size, and the other end of a resize that is under way."""
+    size = output.size(disk.size, exact=exact)
+    if disk.pending_size is None:
+        return size
+    return f"{size} {output.arrow()} {output.size(disk.pending_size, exact=exact)}"
