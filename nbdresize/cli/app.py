@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from nbdresize.cli import disk, options, output, remote, status, vm
 from nbdresize.errors import EXIT_USAGE
@@ -22,9 +23,19 @@ _HELP = options.explained(
 )
 
 
+_ORDER = ("serve", "vm", "disk", "size", "grow", "status")
+
+
+class _Commands(TyperGroup):
+    """The top level, whose help lists the commands in the order in which they are needed."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 def build() -> typer.Typer:
     """The app with all its commands."""
-    app = _group(_HELP, completion=True)
+    app = _group(_HELP, top=True)
     app.callback(invoke_without_command=True)(_main)
     for name, module in (("vm", vm), ("disk", disk)):
         group = _group(module.HELP)
@@ -36,11 +47,12 @@ def build() -> typer.Typer:
     return app
 
 
-def _group(explanation: options.Help, *, completion: bool = False) -> typer.Typer:
+def _group(explanation: options.Help, *, top: bool = False) -> typer.Typer:
     return typer.Typer(
+        cls=_Commands if top else TyperGroup,
         help=explanation["help"],
         short_help=explanation["short_help"],
-        add_completion=completion,
+        add_completion=top,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

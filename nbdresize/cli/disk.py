@@ -77,7 +77,7 @@ def list_disks(
 
 def add(
     vm: options.VMName,
-    size: options.SizeText,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="20G, 1048576, remaining.", show_default=False)],
     preallocate: options.Preallocate = False,
     operation: options.Operation = None,
     json: options.Json = False,

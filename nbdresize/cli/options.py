@@ -107,9 +107,14 @@ Operation = Annotated[
     ),
 ]
 Preallocate = Annotated[bool, typer.Option("--preallocate", help="Allocate all space now instead of on first write.")]
-VMName = Annotated[str, typer.Argument(metavar="VM", autocompletion=complete_vm, show_default=False)]
-DiskName = Annotated[str, typer.Argument(metavar="DISK", autocompletion=complete_disk, show_default=False)]
-SizeText = Annotated[str, typer.Argument(metavar="SIZE", show_default=False)]
+VMName = Annotated[
+    str, typer.Argument(metavar="VM", help="The name of a VM.", autocompletion=complete_vm, show_default=False)
+]
+DiskName = Annotated[
+    str,
+    typer.Argument(metavar="DISK", help="disk0 to disk7.", autocompletion=complete_disk, show_default=False),
+]
+SizeText = Annotated[str, typer.Argument(metavar="SIZE", help="20G, 1048576, +5G, remaining.", show_default=False)]
 
 
 @contextmanager

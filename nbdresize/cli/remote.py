@@ -33,7 +33,7 @@ _GROW = options.explained(
     " clients may do that: see --client-resize of 'nbdresize serve'.",
 )
 
-_Uri = Annotated[str, typer.Argument(metavar="URI", show_default=False)]
+_Uri = Annotated[str, typer.Argument(metavar="URI", help="The disk, as NBD clients attach it.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:

@@ -41,8 +41,7 @@ _DELETE = options.explained(
     f"Refused while a client has a disk attached. {DELETING}",
 )
 
-_NewName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
-_Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=options.complete_vm, show_default=False)]
+_NewName = Annotated[str, typer.Argument(metavar="NAME", help="A name for the new VM.", show_default=False)]
 _Space = Annotated[
     str,
     typer.Option("--disk-space", metavar="SIZE", help="The most that its disks may take together.", show_default=False),
@@ -92,7 +91,9 @@ def list_vms(json: options.Json = False, exact: options.Bytes = False, root: opt
         output.line("No VMs yet: nbdresize vm create NAME --disk-space SIZE makes one.")
 
 
-def show(name: _Name, json: options.Json = False, exact: options.Bytes = False, root: options.Root = None) -> None:
+def show(
+    name: options.VMName, json: options.Json = False, exact: options.Bytes = False, root: options.Root = None
+) -> None:
     with options.control(root) as control:
         vm = control.vm(name)
     if json:
@@ -103,7 +104,7 @@ def show(name: _Name, json: options.Json = False, exact: options.Bytes = False, 
     views.show_disks(vm, exact=exact)
 
 
-def update(name: _Name, disk_space: _Space, json: options.Json = False, root: options.Root = None) -> None:
+def update(name: options.VMName, disk_space: _Space, json: options.Json = False, root: options.Root = None) -> None:
     budget = parse_size(disk_space)
     with options.control(root) as control:
         vm = control.update_vm(name, disk_space=budget)
@@ -113,7 +114,9 @@ def update(name: _Name, disk_space: _Space, json: options.Json = False, root: op
         output.line(views.budget_line(vm, exact=False))
 
 
-def delete(name: _Name, yes: options.Yes = False, json: options.Json = False, root: options.Root = None) -> None:
+def delete(
+    name: options.VMName, yes: options.Yes = False, json: options.Json = False, root: options.Root = None
+) -> None:
     with options.control(root) as control:
         vm = control.vm(name)
         disks = f" and its {output.counted(len(vm.disks), 'disk')} ({output.size(vm.used)})" if vm.disks else ""
