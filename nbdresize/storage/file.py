@@ -166,7 +166,7 @@ class FilePool(Pool):
 
 
 def _set_size(fd: int, path: Path, size: int) -> None:
-    """Make the file `size` bytes long, durably; also if it already is, since whoever made it so may not have lived to sync it."""
+    """Make the file `size` bytes long, durably, also if it already is: it may not have been synced since."""
     if not 0 <= size <= MAX_SIZE:
         raise InvalidArgument(f"{size} bytes is not a size for a volume", f"give 0 to {MAX_SIZE}")
     try:
