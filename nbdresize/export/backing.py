@@ -1,0 +1,161 @@
+"""What stands behind an export: a volume, its live size, and how clients may change it.
+
+Two kinds: a disk of the ledger (`ledger_backing`), and a single file or device (`file_backing`).
+"""
+
+import enum
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from nbdresize.control.model import Cause
+from nbdresize.errors import NotAuthorized
+from nbdresize.export.live_size import LiveSize
+from nbdresize.protocol.constants import (
+    NBD_CMD_FLAG_QUERY,
+    NBD_CMD_FLAG_SHRINK,
+    NBD_RESIZE_ALL_THAT_REMAINS,
+)
+from nbdresize.protocol.size_record import FEATURE_NOTIFY, FEATURE_SHRINK, SizeRecord, check_resize
+from nbdresize.storage.volume import Volume
+from nbdresize.units import format_size, round_up
+
+LEASE_WAIT = 10.0
+"""Seconds that a connection waits for a shrink or a rollback of its disk to end."""
+
+
+class ClientResize(enum.Enum):
+    """What clients may do to the size, on the wire and through `@size`.
+
+    OFF: look at it. GROW: make it larger. ALL: make it smaller too, where nobody else has the disk attached.
+    """
+
+    OFF = "off"
+    GROW = "grow"
+    ALL = "all"
+
+
+class HeldLease(Protocol):
+    """Proof that somebody uses the disk, until it is released; it ends with the process, however that ends."""
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resized:
+    """What a resize has led to. Sizes in bytes."""
+
+    size: int
+    generation: int
+    cause: Cause
+
+
+class Backing(ABC):
+    """One disk, shared by all connections of this process to it. Every method may be called from any thread."""
+
+    name: str
+    """The name of the export."""
+    volume: Volume
+    live: LiveSize
+    granularity: int
+    """Sizes are a multiple of these many bytes."""
+
+    def __init__(self, policy: ClientResize) -> None:
+        self.policy = policy
+        self._looking = threading.Lock()
+        self._looks_begun = 0
+        self._looks_ended = 0
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Find out the size, and take it over into `live`; one look at a time."""
+
+    @abstractmethod
+    def maximum(self) -> int:
+        """The largest size in bytes that may be asked for now; at least the present one."""
+
+    @abstractmethod
+    def take_lease(self) -> HeldLease:
+        """A shared lease. Raises ResourceInUse where the disk is held exclusively for longer than LEASE_WAIT."""
+
+    @abstractmethod
+    def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:
+        """Change the size; the form, the policy and the present size are checked already, but may be outdated."""
+
+    def refresh(self) -> None:
+        """Look at the size once more: a change that was complete before this call is known after it.
+
+        Callers that arrive while a look is under way share the next one, so that a flood of requests costs no more
+        looks than can be done one after the other. Raises VolumeFailed where the disk is gone.
+        """
+        arrived = self._looks_begun
+        with self._looking:
+            if self._looks_ended > arrived:  # a look that began after this call did
+                return
+            self._looks_begun += 1
+            look = self._looks_begun
+            self._look()
+            self._looks_ended = look
+
+    @property
+    def minimum(self) -> int:
+        """The smallest size in bytes that a client may ask for."""
+        return min(self.granularity, self.live.size) if self.policy is ClientResize.ALL else self.live.size
+
+    def record(self, *, read_only: bool = False) -> SizeRecord:
+        """The size record as it is now. Where `read_only`, it says that nothing may shrink. Raises as refresh()."""
+        self.refresh()
+        shrinks = self.policy is ClientResize.ALL and not read_only
+        most = self.maximum()
+        size, generation = self.live.state
+        return SizeRecord(
+            size=size,
+            generation=generation,
+            minimum=min(self.granularity, size) if shrinks else size,
+            maximum=max(size, most),
+            granularity=self.granularity,
+            features=FEATURE_NOTIFY | (FEATURE_SHRINK if shrinks else 0),
+        )
+
+    def resize(self, size: int, flags: int, *, lease: HeldLease | None = None) -> Resized:
+        """Change the size as a client asks, with the flags of the wire; what has become of it.
+
+        `lease` is the caller's own on this disk: a shrink may then go ahead although the caller has it attached. It
+        is shared again afterwards. Raises InvalidArgument for the form, NotAuthorized and ResourceInUse where the
+        policy or other clients forbid it, InsufficientSpace, VolumeFailed; in this order.
+        """
+        check_resize(size, flags)
+        if not flags & NBD_CMD_FLAG_QUERY:
+            self._check_policy_allows_change()
+        self.refresh()
+        present = self.live.state
+        if flags & NBD_CMD_FLAG_QUERY:
+            return Resized(*present, Cause.QUERY)
+        rounded = size if size == NBD_RESIZE_ALL_THAT_REMAINS else round_up(size, self.granularity)
+        if size == present.size or rounded == present.size:
+            return Resized(*present, Cause.AS_REQUESTED if size == present.size else Cause.ROUNDED_UP)
+        allows_shrink = bool(flags & NBD_CMD_FLAG_SHRINK)
+        if rounded < present.size:
+            self._check_shrink(size, present.size, allows_shrink)
+        return self._change(size, flags, allows_shrink and self.policy is ClientResize.ALL, lease)
+
+    def _check_policy_allows_change(self) -> None:
+        if self.policy is ClientResize.OFF:
+            raise NotAuthorized(
+                f"Clients of {self.shown} may not change its size", "serve it with --client-resize grow or all"
+            )
+
+    def _check_shrink(self, size: int, present: int, allowed: bool) -> None:
+        if not allowed:
+            raise NotAuthorized(
+                f"{format_size(size)} is less than the {format_size(present)} that {self.shown} has",
+                "a request that may lose data sets the SHRINK flag",
+            )
+        if self.policy is not ClientResize.ALL:
+            raise NotAuthorized(f"Clients of {self.shown} may not shrink it", "serve it with --client-resize all")
+
+    @property
+    def shown(self) -> str:
+        """The name as messages show it; that of a single file may be empty."""
+        return self.name or str(self.volume.path)

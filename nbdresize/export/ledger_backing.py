@@ -1,0 +1,75 @@
+"""A disk of the ledger behind an export."""
+
+from nbdresize.control.control import Control
+from nbdresize.control.leases import Lease, lease_path
+from nbdresize.control.model import Cause, Disk, ResizeOptions
+from nbdresize.errors import InsufficientSpace, ResourceNotFound, VolumeFailed
+from nbdresize.export.backing import LEASE_WAIT, Backing, ClientResize, HeldLease, Resized
+from nbdresize.export.live_size import LiveSize
+from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT
+from nbdresize.storage.file import FilePool
+from nbdresize.units import GRANULARITY, MAX_SIZE, REMAINING, SizeRequest, format_size
+
+
+class LedgerBacking(Backing):
+    """The size is the ledger's: what control has committed, whoever asked for it."""
+
+    def __init__(self, control: Control, disk: Disk, policy: ClientResize) -> None:
+        super().__init__(policy)
+        self.name = disk.export_name
+        self.volume = FilePool(control.state.volumes).volume(disk.volume)
+        self.live = LiveSize(disk.size, disk.generation)
+        self.granularity = GRANULARITY
+        self._control = control
+        self._disk = disk
+
+    def _look(self) -> None:
+        disk = self._row()
+        self.live.update(disk.size, disk.generation)
+
+    def _row(self) -> Disk:
+        """The disk as the ledger has it now; a new disk of the same name is another one."""
+        try:
+            disk = self._control.disk(self._disk.vm, self._disk.name)
+        except ResourceNotFound:
+            disk = None
+        if disk is None or disk.volume != self._disk.volume:
+            raise VolumeFailed(f"{self.name} has been deleted", "connect to a disk that exists")
+        return disk
+
+    def maximum(self) -> int:
+        return max(self.live.size, self._control.maximum(self._disk.vm, self._disk.name))
+
+    def take_lease(self) -> Lease:
+        """See Backing. Taking the lease makes its file, so one that came too late, for a deleted disk, is removed."""
+        lease = Lease.acquire_shared(lease_path(self._control.state.leases, self._disk.volume), LEASE_WAIT)
+        try:
+            self._row()
+        except VolumeFailed:  # no other disk will ever have a volume of this name, so nobody else counts on the file
+            lease.path.unlink(missing_ok=True)
+            lease.release()
+            raise
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:
+        fit = bool(flags & NBD_CMD_FLAG_FIT)
+        everything = size > MAX_SIZE
+        if everything and not fit:
+            raise InsufficientSpace(
+                f"{self.name} can't have {format_size(size)}: there is room for {format_size(self.maximum())}",
+                "ask for less, or set the FIT flag",
+            )
+        if everything and self.maximum() == self.live.size:
+            return Resized(*self.live.state, Cause.FITTED)
+        outcome = self._control.resize_disk(
+            self._disk.vm,
+            self._disk.name,
+            REMAINING if everything else SizeRequest(exact=size),
+            ResizeOptions(shrink=shrink, fit=fit, round_up=True),
+            holding=lease if isinstance(lease, Lease) else None,
+        )
+        self.live.update(outcome.size, outcome.generation)
+        return Resized(outcome.size, outcome.generation, Cause.FITTED if everything else outcome.cause)
