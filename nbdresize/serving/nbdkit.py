@@ -1,0 +1,63 @@
+"""nbdkit with our plugin as a front: its command line and its environment."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+from nbdresize.errors import ProgramMissing, ServerFailed
+from nbdresize.serving.options import ServeOptions
+
+_PLUGIN = Path(__file__).parents[2] / "plugins" / "nbdresize.py"
+
+
+def find_nbdkit() -> Path:
+    """The program. Raises ProgramMissing, which names its package."""
+    program = shutil.which("nbdkit")
+    if program is None:
+        raise ProgramMissing("nbdkit is not installed", "apt-get install nbdkit nbdkit-plugin-python")
+    return Path(program).absolute()
+
+
+def find_plugin() -> Path:
+    """Our plugin. Raises ServerFailed where it does not lie beside the package."""
+    if not _PLUGIN.is_file():
+        raise ServerFailed(f"The plugin for nbdkit is missing: {_PLUGIN}", "run nbdresize from its checkout")
+    return _PLUGIN
+
+
+def command_line(options: ServeOptions, run_directory: Path, end_descriptor: int) -> list[str]:
+    """The arguments of one worker. `end_descriptor` is a pipe in it, which closes when the worker is to end."""
+    arguments = [str(find_nbdkit()), "--foreground", "--log=stderr"]
+    if options.read_only:
+        arguments.append("--readonly")
+    if options.tls.certificates is not None:
+        arguments += ["--tls=require", f"--tls-certificates={options.tls.certificates.absolute()}"]
+    if options.tls.psk is not None:
+        arguments += ["--tls=require", f"--tls-psk={options.tls.psk.absolute()}"]
+    arguments += [argument for argument in options.front_arguments if argument.startswith("-")]
+    arguments += ["python", str(find_plugin())]
+    if options.file is not None:
+        arguments.append(f"file={options.file.absolute()}")
+        if options.max_size is not None:
+            arguments.append(f"max-size={options.max_size}")
+    else:
+        arguments.append(f"root={options.root}")
+    arguments += [
+        f"client-resize={options.client_resize}",
+        f"run={run_directory.absolute()}",
+        f"end-descriptor={end_descriptor}",
+    ]
+    arguments += [argument for argument in options.front_arguments if not argument.startswith("-")]
+    return arguments
+
+
+def environment() -> dict[str, str]:
+    """The environment of a worker: this process's own, with our package and its libraries to be found."""
+    library = sysconfig.get_paths()
+    paths = [str(Path(__file__).parents[2]), library["purelib"], library["platlib"]]
+    inherited = os.environ.get("PYTHONPATH")
+    variables = dict(os.environ)
+    variables["PYTHONPATH"] = os.pathsep.join([*dict.fromkeys(paths), *([inherited] if inherited else [])])
+    variables.pop("LISTEN_FDNAMES", None)
+    return variables
