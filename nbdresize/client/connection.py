@@ -37,7 +37,7 @@ class Connection:
         """Connect. Raises ResourceNotFound where the server has no such export, InvalidArgument for a malformed URI,
         ProgramMissing without libnbd."""
         self.uri = uri
-        self._timeout = timeout
+        self.timeout = timeout
         self._nbd = libnbd()
         self._handle: Any = self._nbd.NBD()
         self._handle.set_uri_allow_local_file(True)  # the user's own URI may name the user's own certificates
@@ -82,20 +82,15 @@ class Connection:
         self._handle = None
 
     def _connect(self) -> None:
-        deadline = time.monotonic() + self._timeout
-        negotiating = False
+        deadline = time.monotonic() + self.timeout
+        negotiating = False  # in contrast to finding the server: what libnbd's errno means depends on it
         try:
             self._begin(deadline)
-
-            def connected() -> bool:
-                nonlocal negotiating
-                negotiating = negotiating or self._handle.aio_is_negotiating()
-                return bool(self._handle.aio_is_ready()) or self._gone()
-
-            self._until(connected, deadline)
+            negotiating = True
+            self._until(lambda: self._handle.aio_is_ready() or self._gone(), deadline)
         except TimeoutError:
             raise PeerFailed(
-                f"No NBD server answered at {self.uri} within {self._timeout:g} s",
+                f"No NBD server answered at {self.uri} within {self.timeout:g} s",
                 "check that it runs, or give --timeout",
             ) from None
         except self._nbd.Error as error:
@@ -137,7 +132,7 @@ class Connection:
 
     def _run(self, begin: Callable[[], int], patience: float) -> None:
         """Run one command to its end."""
-        limit = self._timeout + patience
+        limit = self.timeout + patience
         try:
             cookie = begin()
             self._until(

@@ -60,9 +60,9 @@ class SizeExport:
     def __init__(self, disk_uri: str, timeout: float) -> None:
         """Connect; each answer may take `timeout` seconds. Raises as Connection does, and InvalidArgument for a URI."""
         self._where = size_uri(disk_uri)
-        self._connection = Connection(self._where.uri, timeout)
-        if self._connection.size < DEVICE_SIZE:
-            self._connection.close()
+        self.connection = Connection(self._where.uri, timeout)
+        if self.connection.size < DEVICE_SIZE:
+            self.connection.close()
             raise PeerFailed(f"The server at {self._where.uri} has no size export there", _NO_RECORD)
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class SizeExport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._connection.close(politely=error is None)
+        self.connection.close(politely=error is None)
 
     @property
     def disk(self) -> str:
@@ -97,7 +97,7 @@ class SizeExport:
         flags = NBD_CMD_FLAG_FIT if fit or asked is None else 0
         wish = SizeWish(NBD_RESIZE_ALL_THAT_REMAINS if asked is None else asked, flags)
         try:
-            self._connection.write(wish.pack(), REQUEST_OFFSET)
+            self.connection.write(wish.pack(), REQUEST_OFFSET)
         except CommandRefused as refusal:
             raise self._refused(refusal, asked) from None
         return Growth(before, self.record(), asked)
@@ -147,7 +147,7 @@ class SizeExport:
 
     def _read(self, offset: int, patience: float) -> SizeRecord:
         try:
-            data = self._connection.read(RECORD_LENGTH, offset, patience=patience)
+            data = self.connection.read(RECORD_LENGTH, offset, patience=patience)
         except CommandRefused as refusal:
             raise PeerFailed(
                 f"The server refused to tell the size of {self._where.shown} ({refusal})", "see the server's log"

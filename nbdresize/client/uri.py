@@ -4,7 +4,7 @@ Source of the forms: the NBD project's `doc/uri.md`.
 """
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from nbdresize.errors import InvalidArgument
 from nbdresize.protocol.size_record import SIZE_SUFFIX
@@ -47,7 +47,14 @@ def size_uri(disk_uri: str) -> SizeUri:
     name = unquote(parts.path.removeprefix("/"), errors="backslashreplace")
     if name.endswith(SIZE_SUFFIX):
         return SizeUri(disk_uri, name.removesuffix(SIZE_SUFFIX))
-    return SizeUri(urlunsplit(parts._replace(path=(parts.path or "/") + SIZE_SUFFIX)), name)
+    before, after = _split_after_path(disk_uri)
+    return SizeUri(before + ("" if parts.path else "/") + SIZE_SUFFIX + after, name)
+
+
+def _split_after_path(uri: str) -> tuple[str, str]:
+    """The text itself, cut where the query begins: urlunsplit would drop the `//` of an empty authority."""
+    end = min((place for mark in "?#" if (place := uri.find(mark)) >= 0), default=len(uri))
+    return uri[:end], uri[end:]
 
 
 def _quoted(uri: str) -> str:
