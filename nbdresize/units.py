@@ -5,6 +5,7 @@ Units are binary throughout, as in qemu-img and nbdkit: `20G` is 20 × 2^30 byte
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from nbdresize.errors import InvalidArgument
 
@@ -53,7 +54,7 @@ def parse_size(text: str) -> int:
         raise InvalidArgument(f"{shown} is not a size", _WAY_OUT)
     factor = 1024 ** (_SUFFIXES.index(match["suffix"].upper()) + 1) if match["suffix"] else 1
     whole, _, decimals = match["number"].partition(".")
-    numerator, denominator = int(whole + decimals) * factor, 10 ** len(decimals)
+    numerator, denominator = int(whole + decimals) * factor, int(10 ** len(decimals))
     if numerator % denominator:
         raise InvalidArgument(f"{shown} is not a whole number of bytes", _WAY_OUT)
     size = numerator // denominator
@@ -77,7 +78,11 @@ def parse_size_request(text: str) -> SizeRequest:
 
 
 def format_size(size: int) -> str:
-    """`size` bytes for people: exact where it can be in a short form (`20 GiB`, `10000 bytes`), else to two decimals."""
+    """`size` bytes for people: `20 GiB`, `10000 bytes`; no two sizes look the same.
+
+    Where two decimals do not say it exactly, the bytes follow: `20.00 GiB (21474840576 bytes)`. Negative sizes, which
+    differences can be, are fine.
+    """
     if abs(size) < 1024:
         return f"{size} byte" if size == 1 else f"{size} bytes"
     exponent = min((abs(size).bit_length() - 1) // 10, len(_SUFFIXES))
@@ -85,9 +90,13 @@ def format_size(size: int) -> str:
         exponent -= 1
     if exponent == 0:
         return f"{size} bytes"
-    value = size / 1024**exponent
-    number = str(size // 1024**exponent) if size % 1024**exponent == 0 else f"{value:.2f}"
-    return f"{number} {_SUFFIXES[exponent - 1]}iB"
+    unit, name = 1024**exponent, f"{_SUFFIXES[exponent - 1]}iB"
+    if size % unit == 0:
+        return f"{size // unit} {name}"
+    hundredths = round(Fraction(100 * size, unit))
+    sign, shown = "-" if size < 0 else "", f"{abs(hundredths) // 100}.{abs(hundredths) % 100:02}"
+    exact = "" if hundredths * unit == size * 100 else f" ({size} bytes)"
+    return f"{sign}{shown} {name}{exact}"
 
 
 def round_up(size: int, multiple: int = GRANULARITY) -> int:
