@@ -5,6 +5,7 @@ import sys
 import typer
 
 from nbdresize.cli import output
+from nbdresize.cli.failures import Misuse
 
 DETAILS = (
     "On a terminal it asks first; without one it refuses (exit code 2), unless --yes is given."
@@ -16,12 +17,10 @@ DETAILS = (
 def confirm(loss: str, *, yes: bool) -> None:
     """Go on only if `yes`, or if whoever sits at the terminal says so; `loss` names what will be gone.
 
-    Raises a usage error where nobody can be asked, typer.Abort where the answer is no.
+    Raises Misuse where nobody can be asked, typer.Abort where the answer is no.
     """
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
-        raise typer.BadParameter(
-            f"deleting {output.shown(loss)} needs it where nobody can be asked", param_hint="--yes"
-        )
+        raise Misuse(f"Deleting {loss} needs --yes where there is no terminal to ask at", "add it, or use a terminal")
     typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)

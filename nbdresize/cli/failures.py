@@ -13,6 +13,17 @@ from nbdresize.errors import EXIT_BUG, EXIT_USAGE, InvalidArgument, NbdresizeErr
 
 DEBUG_VARIABLE = "NBDRESIZE_DEBUG"
 
+
+class Misuse(Exception):
+    """A command that parses, but can't be meant so: reported like one that does not parse."""
+
+    def __init__(self, problem: str, way_out: str) -> None:
+        super().__init__(problem, way_out)
+        self.problem = problem
+        self.way_out = way_out
+
+
+_USAGE = "UsageError"
 _NEGATIVE_NUMBER = re.compile(r"-[0-9]")
 
 
@@ -28,7 +39,13 @@ def failed(error: NbdresizeError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def misused(error: Exception, program: str, arguments: Sequence[str], *, as_json: bool) -> int:
+def misused(error: Misuse, *, as_json: bool) -> int:
+    """Report a command that can't be meant so; the exit code."""
+    _report(_USAGE, error.problem, error.way_out, as_json=as_json)
+    return EXIT_USAGE
+
+
+def not_parsed(error: Exception, program: str, arguments: Sequence[str], *, as_json: bool) -> int:
     """Report arguments that don't parse, as click tells it; the exit code.
 
     An unknown option that begins with a digit was meant as a negative size.
@@ -41,7 +58,7 @@ def misused(error: Exception, program: str, arguments: Sequence[str], *, as_json
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else program
     tell = getattr(error, "format_message", error.__str__)
-    _report("UsageError", " ".join(str(tell()).split()).rstrip("."), f"try '{command} --help'", as_json=as_json)
+    _report(_USAGE, " ".join(str(tell()).split()).rstrip("."), f"try '{command} --help'", as_json=as_json)
     return EXIT_USAGE
 
 

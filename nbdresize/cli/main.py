@@ -43,6 +43,8 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         result = build()(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except NbdresizeError as error:
         return failures.failed(error, as_json=as_json)
+    except failures.Misuse as error:
+        return failures.misused(error, as_json=as_json)
     except typer.Abort:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -50,7 +52,7 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     except Exception as error:  # noqa: BLE001  the last resort: a bug of ours, told in one line
         if not isinstance(error, misuse):
             return failures.crashed(error, as_json=as_json)
-        return failures.misused(error, PROGRAM, arguments, as_json=as_json)
+        return failures.not_parsed(error, PROGRAM, arguments, as_json=as_json)
     return result if isinstance(result, int) else 0
 
 

@@ -76,8 +76,10 @@ def size(value: int, *, exact: bool = False) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A measured time: `3 ms`, `0.4 s`."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 0.1 else f"{seconds:.1f} s"
+    """A measured time: `0.2 ms`, `3 ms`, `0.4 s`."""
+    if seconds >= 0.1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else f"{seconds * 1000:.1f} ms"
 
 
 def arrow() -> str:

@@ -7,9 +7,12 @@ from nbdresize.cli import output
 from nbdresize.cli.output import Column
 
 if TYPE_CHECKING:
-    from nbdresize.control.model import VM, Disk, ResizeOutcome
+    from nbdresize.control.model import VM, Disk, ResizeOutcome, Stage
 
 Json = dict[str, Any]
+
+_STAGES = ("volume", "ledger", "servers")
+"""The order in which stages are shown: from the bytes towards the guest."""
 
 
 def disk_json(disk: "Disk") -> Json:
@@ -53,7 +56,7 @@ def outcome_json(outcome: "ResizeOutcome") -> Json:
         "operation": outcome.operation,
         "stages": [
             {"name": stage.name, "seconds": round(stage.seconds, 6), "detail": stage.detail, "done": stage.done}
-            for stage in outcome.stages
+            for stage in _ordered(outcome.stages)
         ],
     }
 
@@ -123,11 +126,16 @@ def show_outcome(outcome: "ResizeOutcome", *, exact: bool) -> None:
     change = f"{old} {output.arrow()} {new}"
     cause = {"FITTED": ", as far as the budget reaches", "ROUNDED_UP": ", rounded up"}.get(outcome.cause.name, "")
     output.line(f"{name}: {change}{cause}")
+    details = {"volume": change, "ledger": f"generation {outcome.generation}"}
     rows = []
-    for stage in outcome.stages:
-        detail = stage.detail or (change if stage.name == "volume" else "")
+    for stage in _ordered(outcome.stages):
+        detail = stage.detail or details.get(stage.name, "")
         rows.append([stage.name, detail if stage.done else f"pending: {detail}", output.duration(stage.seconds)])
     output.table([Column(""), Column(""), Column("", right=True)], rows, indent=2)
+
+
+def _ordered(stages: "Sequence[Stage]") -> "list[Stage]":
+    return sorted(stages, key=lambda stage: _STAGES.index(stage.name) if stage.name in _STAGES else len(_STAGES))
 
 
 def _disk_size(disk: "Disk", *, exact: bool) -> str:
