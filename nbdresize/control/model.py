@@ -47,17 +47,21 @@ class Disk:
 
 @dataclass(frozen=True)
 class VM:
-    """A VM with its disks by slot. `budget` is the most that they may take together."""
+    """A VM with its disks by slot. `budget` is the most that they may take together.
+
+    `reserved` is what disks take that are just being made or deleted, and therefore not listed.
+    """
 
     id: int
     name: str
     budget: int
     disks: tuple[Disk, ...] = ()
     owner: str | None = None
+    reserved: int = 0
 
     @property
     def used(self) -> int:
-        return sum(disk.charged for disk in self.disks)
+        return sum(disk.charged for disk in self.disks) + self.reserved
 
     @property
     def free(self) -> int:

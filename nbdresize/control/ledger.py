@@ -1,0 +1,155 @@
+"""The ledger: one SQLite database, and the transactions in which every decision is made.
+
+Durable when a transaction has ended (WAL with full sync): whatever is killed afterwards, it stands. Nothing of a
+transaction that has not ended stands.
+"""
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sql
+
+from nbdresize.control import locks, migrations
+from nbdresize.errors import NbdresizeError, ResourceInUse, StateUnusable
+
+BUSY_SECONDS = 10.0
+"""How long a transaction waits for another process's."""
+
+_OTHER_ROOT = "choose another state directory with --root or NBDRESIZE_ROOT"
+_MIGRATION_LOCK = ".ledger.lock"
+
+
+class Ledger:
+    """The database at `path`; safe to use from several threads, each transaction on a connection of its own.
+
+    Not to be taken along through a fork. Nothing of SQLAlchemy's errors gets out: ResourceInUse where another process
+    holds the database for longer than `busy_seconds`, StateUnusable for all else, in one line.
+    """
+
+    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
+        self.path = path
+        self._busy_seconds = busy_seconds
+        # Connections are kept open: closing the last one would check the log in and remove it, with its fsyncs.
+        self._engine = sql.create_engine(
+            "sqlite://", creator=self._connect, poolclass=sql.QueuePool, pool_size=4, max_overflow=-1
+        )
+        sql.event.listen(self._engine, "begin", _begin)
+
+    def migrate(self, locks_directory: Path) -> None:
+        """Make the schema, or bring it to this release's version; nothing is written where it has that already."""
+        with self.reading() as connection:
+            if migrations.version_of(connection, str(self.path)) == migrations.VERSION:
+                return
+
+        def busy() -> NbdresizeError:
+            return ResourceInUse(f"Another command sets up {self.path}", "try again when it has ended")
+
+        # SQLite does not wait for its busy timeout where two processes switch to WAL at once.
+        lock_path = locks_directory / _MIGRATION_LOCK
+        descriptor = locks.lock_within(lock_path, self._busy_seconds, exclusive=True, held_by=busy)
+        try:
+            with self._explained(), self._engine.connect() as plain:
+                connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            with self.deciding() as connection:
+                migrations.migrate(connection, str(self.path))
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def reading(self) -> Iterator[sql.Connection]:
+        """A transaction that sees one moment of the ledger, and waits for nobody."""
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def deciding(self) -> Iterator[sql.Connection]:
+        """A transaction that nobody else writes beside: what it reads is still true when it commits.
+
+        Committed, durably, when the block ends; rolled back where it raises.
+        """
+        with self._explained(), self._engine.connect() as plain:
+            connection = plain.execution_options(immediate=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Close the connections that nobody uses now."""
+        self._engine.dispose()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sql.exc.DBAPIError as error:
+            raise explain(self.path, error.orig) from error
+        except sql.exc.SQLAlchemyError as error:
+            raise StateUnusable(f"The ledger {self.path} can't be used: {_one_line(error)}") from error
+        except sqlite3.Error as error:
+            raise explain(self.path, error) from error
+
+
+def explain(path: Path, error: BaseException | None) -> NbdresizeError:
+    """What SQLite's `error` on the ledger at `path` means to a user."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return ResourceInUse(f"Another process holds the ledger {path}", "try again when it has ended")
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(path)):
+        return StateUnusable(f"No space for the ledger {path}", "free some space on its file system")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return StateUnusable(
+            f"The ledger {path} is damaged, or no ledger at all", f"bring it back from a backup, or {_OTHER_ROOT}"
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return StateUnusable(
+            f"The ledger {path} can't be written: {_why_not_writable(path)}",
+            f"run as the user who owns the state directory, or {_OTHER_ROOT}",
+        )
+    return StateUnusable(f"The ledger {path} can't be used: {_one_line(error)}", "see the system's log for its disk")
+
+
+def _begin(connection: sql.Connection) -> None:
+    """Start SQLite's transaction: Python's sqlite3 would only start one before a write, too late for a decision."""
+    options = connection.get_execution_options()
+    if options.get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return os.statvfs(path.parent).f_bavail == 0
+    except OSError:
+        return False
+
+
+def _why_not_writable(path: Path) -> str:
+    try:
+        if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+            return os.strerror(errno.EROFS)
+        if path.is_dir():
+            return os.strerror(errno.EISDIR)
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror or str(error)
+    return "its directory is not writable"
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + "…"

@@ -1,0 +1,66 @@
+"""Names of VMs, disks and operations: what is accepted, and how a refused one is shown."""
+
+import re
+import secrets
+
+from nbdresize.control.model import MAX_DISKS
+from nbdresize.errors import InvalidArgument
+
+_VM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+_DISK = re.compile(rf"disk([0-{MAX_DISKS - 1}])", re.ASCII)
+_OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}", re.ASCII)
+_OWNER = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+_LONGEST_SHOWN = 80
+
+
+def shown(text: object) -> str:
+    """`text` as an error message quotes it: control characters escaped, at most about 80 characters."""
+    whole = text if isinstance(text, str) else repr(text)
+    return ascii_repr(whole if len(whole) <= _LONGEST_SHOWN else whole[:_LONGEST_SHOWN] + "…")
+
+
+def ascii_repr(text: str) -> str:
+    """repr() that can always be printed: lone surrogates (undecodable bytes of a command line) are escaped too."""
+    return repr(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def check_vm_name(name: str) -> str:
+    """`name`, where a VM may have it. Raises InvalidArgument."""
+    if not isinstance(name, str) or not _VM.fullmatch(name):
+        raise InvalidArgument(
+            f"{shown(name)} can't be the name of a VM",
+            "use 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit",
+        )
+    return name
+
+
+def disk_slot(name: str) -> int:
+    """The slot that `name`, `disk0` … `disk7`, stands for. Raises InvalidArgument."""
+    match = _DISK.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        raise InvalidArgument(f"{shown(name)} is not the name of a disk", f"disks are disk0 to disk{MAX_DISKS - 1}")
+    return int(match[1])
+
+
+def check_owner(owner: str | None) -> str | None:
+    """`owner`, where a VM may have that owner. Raises InvalidArgument."""
+    if owner is None or (isinstance(owner, str) and _OWNER.fullmatch(owner) and owner.isprintable()):
+        return owner
+    raise InvalidArgument(f"{shown(owner)} can't be an owner", "use 1 to 255 printable characters")
+
+
+def operation_id(given: str | None) -> str:
+    """The caller's id of an operation, else a fresh one. Raises InvalidArgument."""
+    if given is None:
+        return secrets.token_hex(16)
+    if not isinstance(given, str) or not _OPERATION.fullmatch(given):
+        raise InvalidArgument(
+            f"{shown(given)} can't be the id of an operation",
+            "use 1 to 128 letters, digits, '_', '.', ':' and '-', the first a letter or digit",
+        )
+    return given
+
+
+def new_volume_name(vm: str, slot: int) -> str:
+    """A name for a new volume that no other volume has or had: it is recorded before the volume is made."""
+    return f"{vm}-disk{slot}-{secrets.token_hex(4)}"
