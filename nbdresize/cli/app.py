@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from nbdresize.cli import disk, options, output, remote, status, vm
+from nbdresize.cli import disk, options, output, remote, serve, status, vm
 from nbdresize.errors import EXIT_USAGE
 
 PROGRAM = "nbdresize"
@@ -42,6 +42,7 @@ def build() -> typer.Typer:
         group.callback(invoke_without_command=True)(_help_without_command)
         module.register(group)
         app.add_typer(group, name=name)
+    serve.register(app)
     remote.register(app)
     status.register(app)
     return app

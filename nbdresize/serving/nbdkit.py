@@ -3,6 +3,7 @@
 import os
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 from nbdresize.errors import ProgramMissing, ServerFailed
@@ -26,7 +27,7 @@ def find_plugin() -> Path:
     return _PLUGIN
 
 
-def command_line(options: ServeOptions, run_directory: Path, end_descriptor: int) -> list[str]:
+def command_line(options: ServeOptions, uris: Sequence[str], run_directory: Path, end_descriptor: int) -> list[str]:
     """The arguments of one worker. `end_descriptor` is a pipe in it, which closes when the worker is to end."""
     arguments = [str(find_nbdkit()), "--foreground", "--log=stderr"]
     if options.read_only:
@@ -47,6 +48,7 @@ def command_line(options: ServeOptions, run_directory: Path, end_descriptor: int
         f"client-resize={options.client_resize}",
         f"run={run_directory.absolute()}",
         f"end-descriptor={end_descriptor}",
+        *(f"uri={uri}" for uri in uris),
     ]
     arguments += [argument for argument in options.front_arguments if not argument.startswith("-")]
     return arguments

@@ -51,8 +51,9 @@ def serve(options: ServeOptions, place: Place, announce: Callable[[str], None]) 
     with ExitStack() as stack:
         run_directory = place.run_directory or stack.enter_context(_temporary_directory())
         listeners = _listen(place, run_directory, stack)
+        uris = [uri(listener, options.tls) for listener in listeners]
         supervisor = Supervisor(
-            lambda end_descriptor: nbdkit.command_line(options, run_directory, end_descriptor),
+            lambda end_descriptor: nbdkit.command_line(options, uris, run_directory, end_descriptor),
             nbdkit.environment(),
             listeners,
             place.workers,
@@ -62,7 +63,6 @@ def serve(options: ServeOptions, place: Place, announce: Callable[[str], None]) 
         def on_ready() -> Process | None:
             if place.pid_file is not None:
                 stack.enter_context(_pid_file(place.pid_file))
-            uris = [uri(listener, options.tls) for listener in listeners]
             for each in uris:
                 announce(each)
             return None if place.command is None else _run(place.command, uris, listeners)
