@@ -39,6 +39,9 @@ class ClientResize(enum.Enum):
 class HeldLease(Protocol):
     """Proof that somebody uses the disk, until it is released; it ends with the process, however that ends."""
 
+    @property
+    def held(self) -> bool: ...
+
     def release(self) -> None: ...
 
 
@@ -99,14 +102,14 @@ class Backing(ABC):
             self._looks_ended = look
 
     @property
-    def minimum(self) -> int:
-        """The smallest size in bytes that a client may ask for."""
-        return min(self.granularity, self.live.size) if self.policy is ClientResize.ALL else self.live.size
+    def may_shrink(self) -> bool:
+        """Whether clients may make it smaller, where nobody else has it attached."""
+        return self.policy is ClientResize.ALL
 
     def record(self, *, read_only: bool = False) -> SizeRecord:
         """The size record as it is now. Where `read_only`, it says that nothing may shrink. Raises as refresh()."""
         self.refresh()
-        shrinks = self.policy is ClientResize.ALL and not read_only
+        shrinks = self.may_shrink and not read_only
         most = self.maximum()
         size, generation = self.live.state
         return SizeRecord(

@@ -3,7 +3,7 @@
 from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError, NotAuthorized, VolumeFailed
 from nbdresize.export.backing import Backing, HeldLease, Resized
 from nbdresize.export.gate import Gate
-from nbdresize.export.live_size import SizeState
+from nbdresize.export.live_size import LiveSize, SizeState
 from nbdresize.protocol.constants import NBD_CMD_FLAG_QUERY, NBD_CMD_FLAG_SHRINK
 from nbdresize.protocol.size_record import check_resize
 from nbdresize.storage.handle import Extent, Handle
@@ -42,7 +42,7 @@ class DiskExport:
         """Give handle and lease back; nothing happens the second time."""
         if self._handle.fileno() < 0:
             return
-        self._live.unwatch(self._see)
+        self._backing.live.unwatch(self._see)
         self._handle.close()
         self._lease.release()
 
@@ -160,7 +160,11 @@ class DiskExport:
         if not flags & NBD_CMD_FLAG_SHRINK:
             return self._backing.resize(size, flags)
         with self._gate.closed(_SHRINK_WAIT):
-            return self._backing.resize(size, flags, lease=self._lease)
+            try:
+                return self._backing.resize(size, flags, lease=self._lease)
+            finally:
+                if not self._lease.held:  # then somebody may cut the volume any time: nothing lies inside any more
+                    self._live = LiveSize(0, 0)
 
     # The one check
 
@@ -181,6 +185,8 @@ class DiskExport:
         """Look at the size once more, and raise unless the range lies inside it now."""
         if length < 0 or offset < 0:
             raise InvalidArgument(f"A request for {length} bytes at {offset}", "neither may be negative")
+        if not self._lease.held:
+            raise VolumeFailed(f"The lease on {self._backing.shown} was lost", "connect again")
         self._backing.refresh()
         size = self._live.size
         if offset + length <= size:

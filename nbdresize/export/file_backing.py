@@ -13,6 +13,7 @@ from nbdresize.storage.kinds import open_volume
 from nbdresize.units import MAX_SIZE, format_size, round_down
 
 _CHANGE_WAIT = 10.0
+_FENCE_WAIT = 1.0  # for a client that has just left: its server may still be closing
 
 
 class FileBacking(Backing):
@@ -37,6 +38,10 @@ class FileBacking(Backing):
 
     def _look(self) -> None:
         self.live.observe(self.volume.size())
+
+    @property
+    def may_shrink(self) -> bool:
+        return super().may_shrink and not self.is_device
 
     def maximum(self) -> int:
         if self.is_device or self._max_size is None:
@@ -86,7 +91,7 @@ class FileBacking(Backing):
         """Fence, publish, truncate: no connection uses what is cut off, and no look sees it once that is known."""
         fence = lease if isinstance(lease, FileLease) else FileLease(self._path)
         try:
-            fence.exclude()
+            fence.exclude(_FENCE_WAIT)
             with self._looking:
                 self.live.observe(size)
                 try:
@@ -96,6 +101,6 @@ class FileBacking(Backing):
                         self._look()
         finally:
             if fence is lease:
-                fence.share(LEASE_WAIT)
+                fence.share_again(LEASE_WAIT)
             else:
                 fence.release()

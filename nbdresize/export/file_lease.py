@@ -33,18 +33,25 @@ class FileLease:
         return self
 
     def exclude(self, wait: float = 0.0) -> "FileLease":
-        """Hold it alone. Raises ResourceInUse where others use the file; a share of one's own is lost then."""
+        """Hold it alone. Raises ResourceInUse where others use the file; one's own share is lost then (flock(2))."""
         self._lock(fcntl.LOCK_EX, wait, f"Others have {self._path} attached")
         return self
+
+    def share_again(self, wait: float) -> None:
+        """Back from alone, or from a failed attempt. Raises as share(), and then nothing is held any more."""
+        try:
+            self.share(wait)
+        except BaseException:
+            self.release()
+            raise
 
     def _lock(self, kind: int, wait: float, problem: str) -> None:
         if not _poll(lambda: fcntl.flock(self._fd, kind | fcntl.LOCK_NB), wait):
             raise ResourceInUse(problem, "try again when they have gone")
 
     @property
-    def inode(self) -> tuple[int, int]:
-        status = os.fstat(self._fd)
-        return status.st_dev, status.st_ino
+    def held(self) -> bool:
+        return self._fd >= 0
 
     def release(self) -> None:
         """Give it back; nothing happens if it is."""

@@ -1,7 +1,7 @@
 """A disk of the ledger behind an export."""
 
 from nbdresize.control.control import Control
-from nbdresize.control.leases import Lease, lease_path
+from nbdresize.control.leases import Lease
 from nbdresize.control.model import Cause, Disk, ResizeOptions
 from nbdresize.errors import InsufficientSpace, ResourceNotFound, VolumeFailed
 from nbdresize.export.backing import LEASE_WAIT, Backing, ClientResize, HeldLease, Resized
@@ -24,34 +24,32 @@ class LedgerBacking(Backing):
         self._disk = disk
 
     def _look(self) -> None:
-        disk = self._row()
-        self.live.update(disk.size, disk.generation)
-
-    def _row(self) -> Disk:
-        """The disk as the ledger has it now; a new disk of the same name is another one."""
         try:
             disk = self._control.disk(self._disk.vm, self._disk.name)
-        except ResourceNotFound:
-            disk = None
-        if disk is None or disk.volume != self._disk.volume:
-            raise VolumeFailed(f"{self.name} has been deleted", "connect to a disk that exists")
-        return disk
+        except ResourceNotFound as error:
+            raise self._gone() from error
+        if disk.volume != self._disk.volume:
+            raise self._gone()
+        self.live.update(disk.size, disk.generation)
+
+    def _gone(self) -> VolumeFailed:
+        """Also where there is a new disk of the same name: that is another one."""
+        return VolumeFailed(f"{self.name} has been deleted", "connect to a disk that exists")
 
     def maximum(self) -> int:
-        return max(self.live.size, self._control.maximum(self._disk.vm, self._disk.name))
+        try:
+            return max(self.live.size, self._control.maximum(self._disk.vm, self._disk.name))
+        except ResourceNotFound as error:
+            raise self._gone() from error
 
     def take_lease(self) -> Lease:
-        """See Backing. Taking the lease makes its file, so one that came too late, for a deleted disk, is removed."""
-        lease = Lease.acquire_shared(lease_path(self._control.state.leases, self._disk.volume), LEASE_WAIT)
         try:
-            self._row()
-        except VolumeFailed:  # no other disk will ever have a volume of this name, so nobody else counts on the file
-            lease.path.unlink(missing_ok=True)
+            disk, lease = self._control.take_lease(self._disk.vm, self._disk.name, LEASE_WAIT)
+        except ResourceNotFound as error:
+            raise self._gone() from error
+        if disk.volume != self._disk.volume:
             lease.release()
-            raise
-        except BaseException:
-            lease.release()
-            raise
+            raise self._gone()
         return lease
 
     def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:

@@ -58,6 +58,12 @@ class SizeDevice:
         self._last_read = _NOTHING_READ
         self._lock = threading.Lock()
         self._closing = False
+        self._waits = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a read waits for news."""
+        return self._waits > 0
 
     @property
     def backing(self) -> Backing:
@@ -76,7 +82,11 @@ class SizeDevice:
         waits = _touches(offset, end, WAITING_RECORD_OFFSET)
         content = bytearray(DEVICE_SIZE)
         if waits:
-            self._wait_for_news()
+            self._waits_by(1)
+            try:
+                self._wait_for_news()
+            finally:
+                self._waits_by(-1)
         if waits or _touches(offset, end, RECORD_OFFSET):
             record = self._record()
             content[RECORD_OFFSET : RECORD_OFFSET + RECORD_LENGTH] = record
@@ -115,6 +125,10 @@ class SizeDevice:
         with self._lock:
             self._last_read = max(self._last_read, record.generation)
         return record.pack()
+
+    def _waits_by(self, more: int) -> None:
+        with self._lock:
+            self._waits += more
 
     def _wait_for_news(self) -> None:
         """Until the generation is newer than the last one read here, if one was; or until nobody waits any more.
