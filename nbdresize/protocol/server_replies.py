@@ -3,7 +3,6 @@
 Source: the NBD protocol document, "Transmission phase"; `docs/resize-extension.md` for the SIZE chunk.
 """
 
-import enum
 import errno
 import struct
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from nbdresize.protocol.constants import (
     NBD_EPERM,
     NBD_ESHUTDOWN,
     NBD_EXTENDED_REPLY_MAGIC,
-    NBD_MAX_STRING,
     NBD_REPLY_FLAG_DONE,
     NBD_REPLY_TYPE_BLOCK_STATUS,
     NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
@@ -31,6 +29,8 @@ from nbdresize.protocol.constants import (
     NBD_SIMPLE_REPLY_MAGIC,
     NBD_STRUCTURED_REPLY_MAGIC,
 )
+from nbdresize.protocol.negotiated import Mode
+from nbdresize.protocol.strings import pack_message
 
 _SIMPLE = struct.Struct(">IIQ")
 _STRUCTURED = struct.Struct(">IHHQI")
@@ -54,14 +54,6 @@ _ERRNOS = {
     errno.EOPNOTSUPP: NBD_ENOTSUP,
     errno.ESHUTDOWN: NBD_ESHUTDOWN,
 }
-
-
-class Mode(enum.Enum):
-    """What header the requests and replies of a connection have."""
-
-    SIMPLE = "simple"
-    STRUCTURED = "structured"
-    EXTENDED = "extended"
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ class Replies:
         """A failure: u32 error, and where replies are chunks u16 length and so many bytes of text."""
         if self.mode is Mode.SIMPLE:
             return _SIMPLE.pack(NBD_SIMPLE_REPLY_MAGIC, number, cookie)
-        message = text.encode("utf-8", "replace")[:NBD_MAX_STRING].decode("utf-8", "ignore").encode()
+        message = pack_message(text)
         payload = struct.pack(">IH", number, len(message)) + message
         return self.chunk(NBD_REPLY_TYPE_ERROR, cookie, offset, len(payload)) + payload
 
