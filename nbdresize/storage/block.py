@@ -1,9 +1,12 @@
 """Volumes that are block devices: a disk, a partition, a logical volume, a loop device, a zvol."""
 
+import os
 import stat
 from pathlib import Path
 
 from nbdresize.errors import VolumeFailed
+from nbdresize.storage import syscalls
+from nbdresize.storage.failures import failure
 from nbdresize.storage.handle import Handle
 from nbdresize.storage.opening import open_as
 from nbdresize.storage.volume import Volume
@@ -25,7 +28,17 @@ class BlockVolume(Volume):
         self.known_size = known_size
 
     def open(self, *, read_only: bool = False) -> Handle:
-        return Handle(open_as(self.path, stat.S_IFBLK, read_only=read_only), self.path, read_only=read_only)
+        fd = open_as(self.path, stat.S_IFBLK, read_only=read_only)
+        try:
+            protected = not read_only and syscalls.device_is_read_only(fd)
+            handle = Handle(fd, self.path, read_only=read_only)
+        except OSError as error:
+            os.close(fd)
+            raise failure("Opening", self.path, error) from error
+        if protected:
+            handle.close()
+            raise VolumeFailed(f"{self.path} is write-protected", "open it for reading only, or see blockdev --setrw")
+        return handle
 
     def size(self) -> int:
         with self.open(read_only=True) as handle:

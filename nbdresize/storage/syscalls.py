@@ -14,6 +14,7 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
 # As on x86, Arm, RISC-V and s390; the few architectures whose ioctl numbers are built differently are not supported.
+BLKROGET = 0x125E
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
@@ -55,6 +56,12 @@ def logical_sector_size(fd: int) -> int:
     """The smallest unit that a block device addresses: 512 or 4096 (BLKSSZGET)."""
     (size,) = struct.unpack("=i", _ioctl(fd, BLKSSZGET, bytes(4)))
     return int(size)
+
+
+def device_is_read_only(fd: int) -> bool:
+    """Whether a block device refuses writes, which opening it for writing does not tell (BLKROGET)."""
+    (flag,) = struct.unpack("=i", _ioctl(fd, BLKROGET, bytes(4)))
+    return bool(flag)
 
 
 def discard(fd: int, offset: int, length: int) -> None:

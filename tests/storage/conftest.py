@@ -1,12 +1,13 @@
 """Real file systems and devices for the tests of storage, made once per module."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from nbdresize.storage.file import FilePool
+from nbdresize.storage.file import PREALLOCATED, FilePool
 from tests.filesystems import FILE_SYSTEMS, loop_device, mounted
 
 
@@ -30,6 +31,19 @@ class FileSystem:
     def zeroes_in_place(self) -> bool:
         """Zeroes a range without writing it, and with its space kept."""
         return self.kind != "ramfs"
+
+    @property
+    def remembers_preallocation(self) -> bool:
+        """Has extended attributes for users; tmpfs only since Linux 6.6."""
+        probe = self.path / "probe"
+        probe.touch()
+        try:
+            os.setxattr(probe, PREALLOCATED, b"1")
+        except OSError:
+            return False
+        finally:
+            probe.unlink()
+        return True
 
 
 @pytest.fixture(scope="module", params=FILE_SYSTEMS)
