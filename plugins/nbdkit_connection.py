@@ -7,6 +7,7 @@ While the thread waits there, the kernel tells where in our own memory their arr
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import select
@@ -31,7 +32,10 @@ class ClientSocket:
 
     def __init__(self, descriptor: int) -> None:
         """Raises OSError where that is no connected socket."""
-        with socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection = _copied(descriptor)
+        if connection is None:
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        with connection:
             connection.getpeername()
             self.peer = _peer(connection)
             self._inode = os.fstat(connection.fileno()).st_ino
@@ -55,17 +59,12 @@ class ClientSocket:
     @contextlib.contextmanager
     def _copy(self) -> Iterator[socket.socket | None]:
         """The socket under a descriptor of our own, which stays what it is; None if the connection has ended."""
-        try:
-            copy = os.dup(self._descriptor)
-        except OSError:
+        copy = _copied(self._descriptor)
+        if copy is None:
             yield None
             return
-        if os.fstat(copy).st_ino != self._inode:
-            os.close(copy)
-            yield None
-            return
-        with socket.socket(fileno=copy) as connection:
-            yield connection
+        with copy:
+            yield copy if os.fstat(copy.fileno()).st_ino == self._inode else None
 
 
 def find_socket() -> ClientSocket | None:
@@ -122,16 +121,29 @@ def let_idle_clients_go(addresses: set[object]) -> None:
 def _sockets() -> Iterator[socket.socket]:
     """The stream sockets of this process, each under a descriptor that is closed with the next."""
     for entry in Path("/proc/self/fd").iterdir():
-        try:
-            copy = os.dup(int(entry.name))
-        except OSError:
+        found = _copied(int(entry.name))
+        if found is None:
             continue
-        if not stat.S_ISSOCK(os.fstat(copy).st_mode):
-            os.close(copy)
-            continue
-        with socket.socket(fileno=copy) as found:
+        with found:
             if found.type == socket.SOCK_STREAM and found.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
                 yield found
+
+
+def _copied(descriptor: int) -> socket.socket | None:
+    """The socket of that number under a descriptor of our own; None where that is no socket.
+
+    Nothing else is copied, because nothing else may be closed here: SQLite's locks on the ledger belong to the process,
+    and the kernel drops them with the first descriptor of that file that is closed, whichever it is.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+        return None  # the number was given to another file just now: rather left open than closed
+    return socket.socket(fileno=copy)
 
 
 def _address(connection: socket.socket) -> object:

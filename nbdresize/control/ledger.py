@@ -144,7 +144,10 @@ def _why_not_writable(path: Path) -> str:
             return os.strerror(errno.EROFS)
         if path.is_dir():
             return os.strerror(errno.EISDIR)
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        path.stat()
+        # Never open() and close(): with the first descriptor of the file that closes, SQLite's locks on it are gone.
+        if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+            return os.strerror(errno.EACCES)
     except OSError as error:
         return error.strerror or str(error)
     return "its directory is not writable"
