@@ -1,0 +1,281 @@
+"""The transmission phase of one connection: many requests in by one receive, their replies out by one send."""
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nbdresize.protocol.constants import (
+    NBD_CMD_DISC,
+    NBD_CMD_FLAG_DF,
+    NBD_CMD_FLAG_PAYLOAD_LEN,
+    NBD_CMD_READ,
+    NBD_CMD_WRITE,
+    NBD_EXTENDED_REPLY_MAGIC,
+    NBD_EXTENDED_REQUEST_MAGIC,
+    NBD_MAX_PAYLOAD,
+    NBD_REPLY_FLAG_DONE,
+    NBD_REPLY_TYPE_NONE,
+    NBD_REPLY_TYPE_OFFSET_DATA,
+    NBD_REQUEST_MAGIC,
+    NBD_SIMPLE_REPLY_MAGIC,
+    NBD_STRUCTURED_REPLY_MAGIC,
+)
+from nbdresize.protocol.negotiated import Mode
+from nbdresize.server.stream import PeerGone, Stream
+
+SMALL = 32 << 10
+"""Up to this length the bytes of a read or write pass through the buffers; longer ones go by sendfile and splice."""
+
+BATCH = 128 << 10
+"""The most that one send returns, in bytes; small enough to stay in the processor's cache."""
+
+FIRST_INTAKE = 4 << 10
+LARGEST_INTAKE = 256 << 10
+"""Bytes of the receive buffer: of a connection that has done little yet, and at the most."""
+
+_REQUEST = struct.Struct(">IHHQQI")
+_EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
+_SIMPLE_REPLY = struct.Struct(">IIQ")
+_DATA_CHUNK = struct.Struct(">IHHQIQ")
+_EXTENDED_DATA_CHUNK = struct.Struct(">IHHQQQQ")
+_EXTENDED_NONE_CHUNK = struct.Struct(">IHHQQQ")
+_LONGEST_HEADER = _EXTENDED_DATA_CHUNK.size
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The header of a request: offset and length in bytes. NBD_CMD_RESIZE has the new size in `offset`."""
+
+    flags: int
+    command: int
+    cookie: int
+    offset: int
+    length: int
+
+
+class Counters(Protocol):
+    """What a connection has done; read by the admin socket while it goes on."""
+
+    requests: int
+    bytes_read: int
+    bytes_written: int
+
+
+class Sized(Protocol):
+    """A size in bytes that changes while it is in use."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class QuickPath:
+    """What the hot loop needs to serve small requests by itself: the volume's descriptor and its live size.
+
+    `nowait`: the preadv flags with which a read fails rather than waits.
+    """
+
+    fd: int
+    live: Sized
+    nowait: int
+    may_write: bool
+
+
+class Answers(Protocol):
+    """Whoever deals with what the hot loop does not. Every method replies by itself, and raises PeerGone."""
+
+    def answer(self, request: Request) -> None:
+        """A request without a payload."""
+
+    def write(self, request: Request, payload: memoryview) -> None:
+        """A WRITE whose payload is here."""
+
+    def receive_write(self, request: Request, head: memoryview) -> None:
+        """A WRITE of which only the beginning of the payload is here; the rest is taken off the stream."""
+
+    def skip(self, request: Request, arrived: int) -> None:
+        """Some other request with a payload, of which so many bytes have arrived; the rest is taken off too."""
+
+
+def serve_requests(
+    stream: Stream,
+    mode: Mode,
+    quick: QuickPath | None,
+    answers: Answers,
+    counters: Counters,
+    early: bytes = b"",
+    ending: Callable[[], bool] = lambda: False,
+) -> None:
+    """Answer requests until the client says NBD_CMD_DISC, the stream ends, or `ending` tells so. Raises PeerGone.
+
+    `early` is what came with the end of the handshake.
+
+    One long function, since each step out of it costs a call per request: a small read that is in the page cache and
+    a small write whose payload has arrived are dealt with right here, in a few microseconds; all else goes to
+    `answers`, after the replies that were gathered before it.
+
+    Wire layout of a request, big-endian: u32 magic, u16 flags, u16 command, u64 cookie, u64 offset, u32 length (u64
+    with extended headers), then the payload of a WRITE. Source: the NBD protocol document, "Request message".
+    """
+    extended, structured = mode is Mode.EXTENDED, mode is not Mode.SIMPLE
+    header = _EXTENDED_REQUEST if extended else _REQUEST
+    right_magic = NBD_EXTENDED_REQUEST_MAGIC if extended else NBD_REQUEST_MAGIC
+    header_size, unpack = header.size, header.unpack_from
+    plain_write = NBD_CMD_FLAG_PAYLOAD_LEN if extended else 0
+    plain_read = NBD_CMD_FLAG_DF if structured else 0
+    read_reply = (_EXTENDED_DATA_CHUNK if extended else _DATA_CHUNK if structured else _SIMPLE_REPLY).size
+    put_simple, put_data = _SIMPLE_REPLY.pack_into, _DATA_CHUNK.pack_into
+    put_extended_data, put_extended_none = _EXTENDED_DATA_CHUNK.pack_into, _EXTENDED_NONE_CHUNK.pack_into
+    preadv, pwrite = os.preadv, os.pwrite
+    fd = quick.fd if quick else -1
+    nowait = quick.nowait if quick else 0
+    may_read, may_write = quick is not None, quick is not None and quick.may_write
+
+    intake = bytearray(max(FIRST_INTAKE, len(early)))
+    intake[: len(early)] = early
+    view = memoryview(intake)
+    replies = bytearray(0)
+    reply_view = memoryview(replies)
+    start = used = 0
+    end = len(early)
+
+    while True:
+        size = quick.live.size if quick else 0
+        done = read = written = 0
+        while end - start >= header_size:
+            magic, flags, command, cookie, offset, length = unpack(intake, start)
+            if magic != right_magic:
+                raise PeerGone(f"a request with the magic {magic:#x}")
+            if command == NBD_CMD_READ:
+                if may_read and 0 < length <= SMALL and offset + length <= size and not flags & ~plain_read:
+                    if used + _LONGEST_HEADER + length > len(replies):
+                        if not replies:
+                            replies = bytearray(BATCH)
+                            reply_view = memoryview(replies)
+                        else:
+                            with stream.sending:
+                                stream.send(reply_view[:used])
+                            used = 0
+                    at = used + read_reply
+                    try:
+                        got = preadv(fd, (reply_view[at : at + length],), offset, nowait)
+                    except OSError:
+                        got = -1  # not at hand, or broken: found out below, at leisure
+                    if got == length:
+                        if extended:
+                            put_extended_data(
+                                replies,
+                                used,
+                                NBD_EXTENDED_REPLY_MAGIC,
+                                NBD_REPLY_FLAG_DONE,
+                                NBD_REPLY_TYPE_OFFSET_DATA,
+                                cookie,
+                                offset,
+                                length + 8,
+                                offset,
+                            )
+                        elif structured:
+                            put_data(
+                                replies,
+                                used,
+                                NBD_STRUCTURED_REPLY_MAGIC,
+                                NBD_REPLY_FLAG_DONE,
+                                NBD_REPLY_TYPE_OFFSET_DATA,
+                                cookie,
+                                length + 8,
+                                offset,
+                            )
+                        else:
+                            put_simple(replies, used, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
+                        used = at + length
+                        start += header_size
+                        done += 1
+                        read += length
+                        continue
+            elif command == NBD_CMD_WRITE:
+                payload = start + header_size
+                arrived = end - payload
+                if arrived < length:
+                    if length <= SMALL:
+                        break
+                elif may_write and 0 < length <= SMALL and offset + length <= size and flags == plain_write:
+                    if used + _LONGEST_HEADER > len(replies):
+                        if not replies:
+                            replies = bytearray(BATCH)
+                            reply_view = memoryview(replies)
+                        else:
+                            with stream.sending:
+                                stream.send(reply_view[:used])
+                            used = 0
+                    try:
+                        put = pwrite(fd, view[payload : payload + length], offset)
+                    except OSError:
+                        put = -1  # found out below
+                    if put == length:
+                        if extended:
+                            put_extended_none(
+                                replies,
+                                used,
+                                NBD_EXTENDED_REPLY_MAGIC,
+                                NBD_REPLY_FLAG_DONE,
+                                NBD_REPLY_TYPE_NONE,
+                                cookie,
+                                offset,
+                                0,
+                            )
+                            used += _EXTENDED_NONE_CHUNK.size
+                        else:
+                            put_simple(replies, used, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
+                            used += _SIMPLE_REPLY.size
+                        start = payload + length
+                        done += 1
+                        written += length
+                        continue
+            # everything else, one by one
+            if used:
+                with stream.sending:
+                    stream.send(reply_view[:used])
+                used = 0
+            request = Request(flags, command, cookie, offset, length)
+            start += header_size
+            if command == NBD_CMD_WRITE:
+                if length <= NBD_MAX_PAYLOAD and arrived >= length:
+                    answers.write(request, view[start : start + length])
+                    start += length
+                else:
+                    answers.receive_write(request, view[start:end])
+                    start = end
+            elif extended and flags & NBD_CMD_FLAG_PAYLOAD_LEN:
+                arrived = min(length, end - start)
+                answers.skip(request, arrived)
+                start += arrived
+            elif command == NBD_CMD_DISC:
+                return
+            else:
+                answers.answer(request)
+            size = quick.live.size if quick else 0
+        if used:
+            with stream.sending:
+                stream.send(reply_view[:used])
+            used = 0
+        counters.requests += done
+        counters.bytes_read += read
+        counters.bytes_written += written
+        if ending():
+            return
+        if start == end:
+            start = end = 0
+        if len(intake) - end < header_size + SMALL and len(intake) < LARGEST_INTAKE and end > FIRST_INTAKE // 2:
+            larger = bytearray(LARGEST_INTAKE)
+            larger[: end - start] = view[start:end]
+            intake, view = larger, memoryview(larger)
+            start, end = 0, end - start
+        elif start and len(intake) - start < header_size + SMALL:
+            left = bytes(view[start:end])  # the beginning of a request moves to the front, so that its rest has room
+            start, end = 0, len(left)
+            view[:end] = left
+        received = stream.recv_into(view[end:])
+        if not received:
+            return
+        end += received
