@@ -35,6 +35,12 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
+def nbdsh(uri: str, *commands: str) -> str:
+    """What nbdsh prints. It runs `python3`, and the libnbd in it is the system's."""
+    given = [argument for command in commands for argument in ("-c", command)]
+    return run("nbdsh", "-u", uri, *given, PATH="/usr/bin:/bin")
+
+
 class Server:
     """A program that runs until it is told to end; its standard error goes to `log`."""
 
@@ -77,12 +83,9 @@ class Server:
         """Its standard error so far."""
         return self.log.read_text(errors="replace")
 
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Tell it to end, and wait until it has; its exit code."""
-        self.signal(number)
+        self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
@@ -130,7 +133,7 @@ class Serve(Server):
     ) -> None:
         self.socket = directory / "nbd.sock"
         self.pid_file = directory / "serve.pid"
-        where = ["--socket", self.socket, "--pid-file", self.pid_file]
+        where: list[str | Path] = ["--socket", self.socket, "--pid-file", self.pid_file]
         if tcp:
             where += ["--tcp", "localhost:0"]
         # A state directory that can't be, where none is meant: nothing of the machine's own is ever touched.

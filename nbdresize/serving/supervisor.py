@@ -25,7 +25,7 @@ from types import FrameType
 from nbdresize.errors import ProgramMissing, ServerFailed
 from nbdresize.serving.listening import Listener
 from nbdresize.serving.process import HANDLED, Process
-from nbdresize.serving.worker import MOST_FAILED_STARTS, Worker, all_ready, say
+from nbdresize.serving.worker import MOST_FAILED_STARTS, Worker, say
 
 END_SECONDS = 10.0
 """How long the requests in flight may take when a server is told to end."""
@@ -64,22 +64,23 @@ class Supervisor:
         """Serve until the end; the exit code: that of the command, else 0. Raises ServerFailed, ProgramMissing."""
         with self._watching_signals():
             try:
-                self._serve_until(lambda: all_ready(self._workers, time.monotonic()))
+                self._serve(until_ready=True)
                 if not self._signals:
                     self._run_beside(on_ready())
-                self._serve_until(lambda: False)
+                self._serve()
             finally:
                 self._end()
         return self._exit_code()
 
     # While it serves
 
-    def _serve_until(self, condition: Callable[[], bool]) -> None:
-        """Keep the workers running until the condition holds, or the end has come."""
+    def _serve(self, *, until_ready: bool = False) -> None:
+        """Keep the workers running until all are ready, or else until the end has come."""
         while not self._signals and not self._command_ended():
             now = time.monotonic()
             self._start_due(now)
-            if condition():
+            ready = [worker.check_ready(now) for worker in self._workers]
+            if until_ready and all(ready):
                 return
             self._wait(self._pause(now))
             self._look_after_ended(time.monotonic())
@@ -96,7 +97,7 @@ class Supervisor:
 
     def _pause(self, now: float) -> float | None:
         """Seconds until something is to be done without an event."""
-        if not all_ready([worker for worker in self._workers if worker.process is not None], now):
+        if any(worker.process is not None and not worker.ready for worker in self._workers):
             return _ASK_READY_EVERY
         due = [worker.start_at for worker in self._workers if worker.process is None]
         return max(0.0, min(due) - now) if due else None

@@ -4,7 +4,7 @@ import os
 import re
 import select
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
 
@@ -151,8 +151,3 @@ def say(line: str | bytes) -> None:
             os.write(2, data)
     except OSError:
         return  # closed, or its reader has gone
-
-
-def all_ready(workers: Sequence[Worker], now: float) -> bool:
-    """Whether every worker is ready."""
-    return all(worker.check_ready(now) for worker in workers)
