@@ -13,7 +13,7 @@ from nbdresize.units import GRANULARITY, MAX_SIZE, SizeRequest, format_size, rou
 
 @dataclass(frozen=True)
 class Account:
-    """A VM's budget as a decision sees it. `used` counts all that is promised: a change under way at its larger size."""
+    """A VM's budget as a decision sees it; `used` counts all promises, a change under way at its larger size."""
 
     vm: str
     budget: int
@@ -67,7 +67,9 @@ def decide_new(account: Account, requests: Sequence[SizeRequest], what: Sequence
     """
     if sum(request.remaining for request in requests) > 1:
         raise InvalidArgument("'remaining' was asked for more than once", "give all disks but one a size")
-    exact = [None if request.remaining else _new_size(request) for request in requests]
+    for request in requests:
+        check_request(request, new=True)
+    exact = [None if request.remaining else _bytes_of(request) for request in requests]
     promised = sum(size for size in exact if size is not None)
     if promised > account.free:
         raise account.refuse(" and ".join(what), promised)
@@ -86,11 +88,11 @@ def decide_resize(account: Account, what: str, current: int, request: SizeReques
     Raises InvalidArgument for a size that makes no sense, NotAuthorized for a smaller one without leave to shrink,
     InsufficientSpace where the budget does not reach and `fit` was not asked for.
     """
+    check_request(request, fit=options.fit)
     most = largest(account, current)
     if request.remaining:
-        _check_single(request)
         return Decision(most, Cause.AS_REQUESTED)
-    asked = _resized(current, request, options)
+    asked = _bytes_of(request, current)
     size = round_up(asked)
     if size != asked and not options.round_up:
         raise _unaligned(asked)
@@ -117,41 +119,38 @@ def _cause(asked: int, size: int) -> Cause:
     return Cause.AS_REQUESTED if asked == size else Cause.ROUNDED_UP
 
 
-def _new_size(request: SizeRequest) -> int:
-    _check_single(request)
-    if request.exact is None:
-        raise InvalidArgument(f"{request} adds to a disk, but a new one has no size yet", "give the size itself")
-    size = _checked(request.exact)
-    if size % GRANULARITY:
-        raise _unaligned(size)
-    return size
+def check_request(request: SizeRequest, *, new: bool = False, fit: bool = False) -> None:
+    """Raises InvalidArgument where the request makes no sense, whatever the budget: looked at before anything else.
 
-
-def _resized(current: int, request: SizeRequest, options: ResizeOptions) -> int:
-    _check_single(request)
-    if request.exact is not None:
-        return _checked(request.exact, bounded=not options.fit)
-    return current + _checked(request.relative or 0, bounded=not options.fit)
-
-
-def _checked(size: int, *, bounded: bool = True) -> int:
-    if not _is_number(size) or size <= 0:
+    `new`: for a disk that is not there yet. `fit`: up to 2^64, because it will be fitted.
+    """
+    if (request.exact is not None) + (request.relative is not None) + (request.remaining is True) != 1:
+        raise InvalidArgument("A size request says not exactly one thing", "give a size, +SIZE, or remaining")
+    if request.relative is not None and new:
+        raise InvalidArgument("A new disk has no size yet to add to", "give the size itself, such as 20G")
+    size = request.relative if request.exact is None else request.exact
+    if request.remaining:
+        return
+    if not _is_number(size) or size is None or size <= 0:
         raise InvalidArgument(f"{_number(size)} is not a size", "give a size such as 20G")
-    if bounded and size > MAX_SIZE:
+    if size > (2**64 if fit else MAX_SIZE):
         raise InvalidArgument(
             f"{_number(size)} is more than the largest disk, {format_size(MAX_SIZE)}", "give a size such as 20G"
         )
-    return size
+    if new and size % GRANULARITY:
+        raise _unaligned(size)
 
 
-def _check_single(request: SizeRequest) -> None:
-    if (request.exact is not None) + (request.relative is not None) + request.remaining != 1:
-        raise InvalidArgument("A size request says not exactly one thing", "give a size, +SIZE, or remaining")
+def _bytes_of(request: SizeRequest, current: int = 0) -> int:
+    if request.exact is not None:
+        return request.exact
+    return current + (request.relative or 0)
 
 
 def _unaligned(size: int) -> InvalidArgument:
+    nearest = [str(each) for each in (round_down(size), round_up(size)) if 0 < each <= MAX_SIZE]
     return InvalidArgument(
-        f"{size} bytes is no multiple of {GRANULARITY}", f"the next sizes are {round_down(size)} and {round_up(size)}"
+        f"{size} bytes is no multiple of {GRANULARITY}", f"the nearest sizes are {' and '.join(nearest)}"
     )
 
 

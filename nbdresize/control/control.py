@@ -12,7 +12,7 @@ from typing import Self
 from nbdresize.config import StateDirectory
 from nbdresize.control import create, delete, names, records, recovery, resize
 from nbdresize.control.budget import check_budget, largest
-from nbdresize.control.leases import Lease, is_attached
+from nbdresize.control.leases import Lease
 from nbdresize.control.model import VM, Disk, ResizeOptions, ResizeOutcome
 from nbdresize.control.site import Site, disk_of, open_site, visible
 from nbdresize.errors import ResourceNotFound
@@ -133,7 +133,7 @@ class Control:
         disk = disk_of(entry, names.disk_slot(disk_name))
         return largest(entry.account, disk.size)
 
-    def take_lease(self, vm: str, disk_name: str, wait: float = 0.0) -> tuple[Disk, Lease]:
+    def take_lease(self, vm: str, disk_name: str, wait: float = 2.0) -> tuple[Disk, Lease]:
         """A shared lease for one more connection, and the disk as it is now that it can't be shrunk or deleted.
 
         Raises ResourceNotFound, ResourceInUse where it is being shrunk or deleted for longer than `wait` seconds.
@@ -154,10 +154,6 @@ class Control:
             lease.release()
             raise
         return now, lease
-
-    def attached(self, vm: str, disk_name: str) -> bool:
-        """Whether any client has the disk attached, on any server."""
-        return is_attached(self._site.lease(self.disk(vm, disk_name)))
 
     def close(self) -> None:
         self._site.ledger.close()

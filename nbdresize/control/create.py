@@ -6,7 +6,7 @@ from contextlib import suppress
 import sqlalchemy as sql
 
 from nbdresize.control import names, records
-from nbdresize.control.budget import Account, check_budget, decide_new
+from nbdresize.control.budget import Account, check_budget, check_request, decide_new
 from nbdresize.control.model import MAX_DISKS, VM, Disk
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.recovery import changing, name_taken, undo_creation
@@ -32,6 +32,8 @@ def create_vm(
     operation = names.operation_id(operation)
     if len(requests) > MAX_DISKS:
         raise _too_many(name)
+    for request in requests:
+        check_request(request, new=True)
     arguments = records.arguments_of(
         Kind.CREATE_VM,
         vm=name,
@@ -41,6 +43,7 @@ def create_vm(
         preallocate=preallocate,
     )
     with changing(site, name) as change:
+        volumes = site.pool.names()
         with site.ledger.deciding() as connection:
             done = records.outcome_of(connection, operation, arguments)
             entry = records.read_vm(connection, name)
@@ -52,7 +55,7 @@ def create_vm(
             sizes = decide_new(Account(name, disk_space, 0), requests, [f"disk{slot}" for slot in slots])
             vm_id = records.insert_vm(connection, name, disk_space, owner)
             for slot, size in zip(slots, sizes, strict=True):
-                records.insert_disk(connection, vm_id, slot, size, names.new_volume_name(name, slot))
+                records.insert_disk(connection, vm_id, slot, size, names.new_volume_name(name, slot, volumes))
             intent = records.open_intent(connection, operation, Kind.CREATE_VM, arguments, vm_id)
             entry = _reread(connection, name)
         _make(site, entry, intent, entry.disks, preallocate=preallocate, outcome={"vm_id": vm_id})
@@ -61,10 +64,12 @@ def create_vm(
 
 def add_disk(site: Site, vm: str, request: SizeRequest, *, preallocate: bool, operation: str | None) -> Disk:
     """A new disk in the first empty slot. See Control.add_disk."""
+    check_request(request, new=True)
     site.entry(vm)
     operation = names.operation_id(operation)
     arguments = records.arguments_of(Kind.ADD_DISK, vm=vm, size=_plain(request), preallocate=preallocate)
     with changing(site, vm):
+        volumes = site.pool.names()
         with site.ledger.deciding() as connection:
             done = records.outcome_of(connection, operation, arguments)
             entry = visible(records.read_vm(connection, vm), vm)
@@ -74,7 +79,7 @@ def add_disk(site: Site, vm: str, request: SizeRequest, *, preallocate: bool, op
             if slot is None:
                 raise _too_many(vm)
             (size,) = decide_new(entry.account, [request], [f"disk{slot}"])
-            disk_id = records.insert_disk(connection, entry.vm.id, slot, size, names.new_volume_name(vm, slot))
+            disk_id = records.insert_disk(connection, entry.vm.id, slot, size, names.new_volume_name(vm, slot, volumes))
             intent = records.open_intent(connection, operation, Kind.ADD_DISK, arguments, entry.vm.id, disk_id)
             entry = _reread(connection, vm)
             disk = entry.disk_by_id(disk_id)

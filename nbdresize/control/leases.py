@@ -7,7 +7,6 @@ Whoever takes a lease exclusively holds the lock of its VM. That makes `upgrade`
 atomically: no other change can slip in between.
 """
 
-import os
 from pathlib import Path
 from typing import Self
 
@@ -71,18 +70,4 @@ class Lease(locks.FileLock):
 
 def lease_path(directory: Path, volume: str) -> Path:
     """Where the lease of the volume of that name lies."""
-    return directory / f"{volume}.lock"
-
-
-def is_attached(path: Path) -> bool:
-    """Whether anybody holds the lease at `path` now; a look that makes no file and is out of date at once."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise locks.unusable(path, error) from error
-    try:
-        return not locks.lock_descriptor(path, descriptor, exclusive=True)
-    finally:
-        os.close(descriptor)
+    return directory / (volume + locks.SUFFIX)

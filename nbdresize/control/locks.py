@@ -15,6 +15,9 @@ from typing import Self
 
 from nbdresize.errors import NbdresizeError, ResourceInUse, StateUnusable
 
+SUFFIX = ".lock"
+"""Of the lock file of a VM and of the lease of a volume, after its name."""
+
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
 
@@ -114,7 +117,7 @@ def lock_vm(directory: Path, vm: str, wait: float) -> FileLock:
     def busy() -> NbdresizeError:
         return ResourceInUse(f"VM {vm} is being changed by another command", "try again when that has ended")
 
-    path = directory / f"{vm}.lock"
+    path = directory / (vm + SUFFIX)
     return FileLock(path, lock_within(path, wait, exclusive=True, held_by=busy), exclusive=True)
 
 

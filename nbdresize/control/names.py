@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Container
 
 from nbdresize.control.model import MAX_DISKS
 from nbdresize.errors import InvalidArgument
@@ -24,9 +25,13 @@ def ascii_repr(text: str) -> str:
     return repr(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def is_vm_name(name: str) -> bool:
+    return isinstance(name, str) and _VM.fullmatch(name) is not None
+
+
 def check_vm_name(name: str) -> str:
     """`name`, where a VM may have it. Raises InvalidArgument."""
-    if not isinstance(name, str) or not _VM.fullmatch(name):
+    if not is_vm_name(name):
         raise InvalidArgument(
             f"{shown(name)} can't be the name of a VM",
             "use 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit",
@@ -61,6 +66,8 @@ def operation_id(given: str | None) -> str:
     return given
 
 
-def new_volume_name(vm: str, slot: int) -> str:
-    """A name for a new volume that no other volume has or had: it is recorded before the volume is made."""
-    return f"{vm}-disk{slot}-{secrets.token_hex(4)}"
+def new_volume_name(vm: str, slot: int, taken: Container[str]) -> str:
+    """A name for a new volume that no other has: it is recorded before the volume is made."""
+    while (name := f"{vm}-disk{slot}-{secrets.token_hex(4)}") in taken:
+        pass
+    return name

@@ -130,6 +130,16 @@ def unfinished_vms(connection: sql.Connection) -> list[str]:
     return list(connection.scalars(query.order_by(schema.vms.c.name)))
 
 
+def vm_names(connection: sql.Connection) -> set[str]:
+    """The names of all VMs, seen or not."""
+    return set(connection.scalars(sql.select(schema.vms.c.name)))
+
+
+def volume_names(connection: sql.Connection) -> set[str]:
+    """The volumes of all disks, seen or not."""
+    return set(connection.scalars(sql.select(schema.disks.c.volume)))
+
+
 def arguments_of(kind: Kind, **arguments: object) -> str:
     """What an operation was asked to do, in a form to compare with a retry's."""
     return json.dumps({"kind": kind.value, **arguments}, sort_keys=True)

@@ -4,13 +4,17 @@ A creation is undone; a deletion, a grow and a shrink are finished. A grow that 
 is undone. Whatever fails here stays open, its reservation stands, and the next operation on the VM tries again.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sql
 
-from nbdresize.control import admin_client, locks, records
+from nbdresize.control import admin_client, locks, names, records
+from nbdresize.control.leases import lease_path
+from nbdresize.control.locks import SUFFIX
 from nbdresize.control.model import Disk
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.site import Site
@@ -44,11 +48,24 @@ def recover_all(site: Site) -> None:
 
     What can't be completed is no reason to refuse other work: the next operation on that VM says so.
     """
+    files = _lock_files(site.state.locks), _lock_files(site.state.leases)
     with site.ledger.reading() as connection:
         unfinished = records.unfinished_vms(connection)
-    for vm in unfinished:
+        # Files are made after their record and listed here before it is read: one without a record has outlived it.
+        unknown_vms = files[0] - records.vm_names(connection)
+        unknown_volumes = files[1] - records.volume_names(connection)
+    for vm in {*unfinished, *filter(names.is_vm_name, unknown_vms)}:
         with suppress(NbdresizeError), changing(site, vm, wait=0):
             pass
+    for volume in unknown_volumes:
+        with suppress(OSError):
+            lease_path(site.state.leases, volume).unlink(missing_ok=True)
+
+
+def _lock_files(directory: Path) -> set[str]:
+    with suppress(OSError), os.scandir(directory) as found:
+        return {entry.name.removesuffix(SUFFIX) for entry in found if entry.name.endswith(SUFFIX)}
+    return set()
 
 
 def recover_vm(site: Site, vm: str) -> dict[int | None, NbdresizeError]:
@@ -61,7 +78,7 @@ def recover_vm(site: Site, vm: str) -> dict[int | None, NbdresizeError]:
         assert entry is not None
         try:
             _complete(site, entry, intent)
-            completed += [disk.export_name for disk in _disks_of(entry, intent)]
+            completed += [disk.export_name for disk in disks_of(entry, intent)]
         except NbdresizeError as error:
             failures[intent.disk_id] = error
     if completed:
@@ -96,7 +113,7 @@ def finish_deletion(site: Site, entry: Entry, intent: Intent) -> None:
 
 def remove_disks(site: Site, entry: Entry, intent: Intent) -> None:
     """Remove the volumes and lease files of the disks of a creation or deletion, as far as there are any."""
-    for disk in _disks_of(entry, intent):
+    for disk in disks_of(entry, intent):
         site.pool.delete(disk.volume)
         with suppress(OSError):
             site.lease(disk).unlink(missing_ok=True)
@@ -170,14 +187,14 @@ def _complete_resize(site: Site, entry: Entry, intent: Intent) -> None:
     finish_resize(site, disk, intent)
 
 
-def _disks_of(entry: Entry, intent: Intent) -> tuple[Disk, ...]:
+def disks_of(entry: Entry, intent: Intent) -> tuple[Disk, ...]:
     """The disks that an intent is about: one, or all of the VM's."""
     return entry.disks if intent.disk_id is None else (entry.disk_by_id(intent.disk_id),)
 
 
 def _forget(connection: sql.Connection, entry: Entry, intent: Intent) -> None:
     """Remove the records of the disks that an intent is about, and of the VM where it is about that."""
-    records.delete_disks(connection, [disk.id for disk in _disks_of(entry, intent)])
+    records.delete_disks(connection, [disk.id for disk in disks_of(entry, intent)])
     if intent.disk_id is None:
         records.delete_vm(connection, entry.vm.id)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import sqlalchemy as sql
 
 from nbdresize.control import admin_client, names, records, recovery
-from nbdresize.control.budget import Decision, decide_resize
+from nbdresize.control.budget import Decision, check_request, decide_resize
 from nbdresize.control.fence import fenced
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import Cause, Disk, ResizeOptions, ResizeOutcome, Stage
@@ -168,6 +168,7 @@ def resize_disk(
     holding: Lease | None,
 ) -> ResizeOutcome:
     """Resize a disk. See Control.resize_disk."""
+    check_request(request, fit=options.fit)
     disk = site.disk(vm, disk_name)
     resize = Resize(site, vm, disk.slot, request, options, names.operation_id(operation))
     with changing(site, vm, options.wait) as change:

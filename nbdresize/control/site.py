@@ -43,8 +43,12 @@ class Site:
 def visible(entry: records.Entry | None, name: str) -> records.Entry:
     """`entry`, where there is one that users see. Raises ResourceNotFound."""
     if entry is None or not entry.visible:
-        raise ResourceNotFound(f"There is no VM {names.shown(name)}", "nbdresize vm list shows those there are")
+        raise no_such_vm(name)
     return entry
+
+
+def no_such_vm(name: str) -> ResourceNotFound:
+    return ResourceNotFound(f"There is no VM {name}", "nbdresize vm list shows those there are")
 
 
 def disk_of(entry: records.Entry, slot: int) -> Disk:
