@@ -13,6 +13,9 @@ from nbdresize.errors import EXIT_BUG, EXIT_USAGE, InvalidArgument, NbdresizeErr
 
 DEBUG_VARIABLE = "NBDRESIZE_DEBUG"
 
+_USAGE = "UsageError"
+_NEGATIVE_NUMBER = re.compile(r"-[0-9]")
+
 
 class Misuse(Exception):
     """A command that parses, but can't be meant so: reported like one that does not parse."""
@@ -21,10 +24,6 @@ class Misuse(Exception):
         super().__init__(problem, way_out)
         self.problem = problem
         self.way_out = way_out
-
-
-_USAGE = "UsageError"
-_NEGATIVE_NUMBER = re.compile(r"-[0-9]")
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

@@ -23,12 +23,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         output.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except output.Unwritable as unwritable:
         output.discard()
-        return EXIT_PIPE_CLOSED
-    except OSError as error:
-        output.discard()
-        return failures.unwritable(error, as_json=as_json)
+        if isinstance(unwritable.reason, BrokenPipeError):
+            return EXIT_PIPE_CLOSED
+        return failures.unwritable(unwritable.reason, as_json=as_json)
     return code
 
 
@@ -47,7 +46,7 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         return failures.misused(error, as_json=as_json)
     except typer.Abort:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except output.Unwritable:
         raise
     except Exception as error:  # noqa: BLE001  the last resort: a bug of ours, told in one line
         if not isinstance(error, misuse):

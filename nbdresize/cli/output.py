@@ -12,6 +12,17 @@ from nbdresize.units import format_size
 _UNLIMITED_WIDTH = 100_000
 
 
+class Unwritable(Exception):
+    """Standard output can't be written: its reader has gone, its disk is full. `reason` is the system's error.
+
+    No OSError, so that nobody on the way takes it for one of their own.
+    """
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table; numbers go to the right, so that their digits stand below each other."""
@@ -30,8 +41,12 @@ def prepare_streams() -> None:
 
 def flush() -> None:
     """Hand over what was printed, so that a full disk or a closed pipe is noticed while it can be reported."""
-    if sys.stdout is not None:
+    if sys.stdout is None:
+        return
+    try:
         sys.stdout.flush()
+    except OSError as error:
+        raise Unwritable(error) from error
 
 
 def discard() -> None:
@@ -45,22 +60,26 @@ def discard() -> None:
 
 def line(value: str = "") -> None:
     """Print one line on standard output, control characters escaped."""
-    print(shown(value))
+    text(shown(value))
 
 
 def text(value: str) -> None:
-    """Print several lines that we wrote ourselves."""
-    print(value)
+    """Print text of our own, of any number of lines. Raises Unwritable, as everything that prints."""
+    try:
+        print(value)
+    except OSError as error:
+        raise Unwritable(error) from error
 
 
 def document(value: object) -> None:
     """Print a JSON document."""
-    print(json.dumps(value, indent=2))
+    text(json.dumps(value, indent=2))
 
 
 def json_line(value: object) -> None:
     """Print a JSON object on one line, at once."""
-    print(json.dumps(value), flush=True)
+    text(json.dumps(value))
+    flush()
 
 
 def shown(text: str) -> str:
@@ -118,7 +137,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: i
     with console.capture() as captured:
         console.print(Padding(grid, (0, 0, 0, indent), expand=False))
     for row_text in captured.get().splitlines():
-        print(row_text.rstrip())
+        text(row_text.rstrip())
 
 
 def _can_show(text: str, stream: TextIO | None) -> bool:
