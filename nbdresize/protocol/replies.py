@@ -95,10 +95,13 @@ class ReplyStream:
         if len(self._received) < _SIMPLE.size:
             return None
         _, error, cookie = _SIMPLE.unpack_from(self._received)
-        request = self._find(cookie).request
+        check = self._find(cookie)
+        request = check.request
         if request.command == NBD_CMD_READ and self._mode is not Mode.SIMPLE:
             raise ProtocolViolation("The server sent a simple reply to a READ", "chunks are agreed on")
         length = request.length if request.command == NBD_CMD_READ and not error else 0
+        if not error and self._mode is not Mode.SIMPLE:
+            check.check_complete()
         if len(self._received) < _SIMPLE.size + length:
             return None
         data = self._take(_SIMPLE.size, length)

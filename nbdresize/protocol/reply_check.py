@@ -178,7 +178,7 @@ class ReplyCheck:
         elif not chunk.done:
             raise ProtocolViolation("The server sent an empty chunk that is not the last", "it must be")
         if chunk.done:
-            self._check_complete()
+            self.check_complete()
             events.append(Done(self.request.cookie, tuple(self._errors)))
         return events
 
@@ -259,7 +259,7 @@ class ReplyCheck:
             raise ProtocolViolation("The server told the size twice", "one request asks for one")
         return SizeTold(self.request.cookie, size)
 
-    def _check_complete(self) -> None:
+    def check_complete(self) -> None:
         """Whether a reply without an error has told all that was asked for."""
         if self._errors:
             return

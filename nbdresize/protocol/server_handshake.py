@@ -114,7 +114,6 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.QUESTION, Step.ENTER): State.TRANSMISSION,
     (State.QUESTION, Step.END): State.ENDED,
     (State.TLS, Step.SECURE): State.OPTION,
-    (State.TLS, Step.END): State.ENDED,
 }
 """All that may happen; anything else is the caller's mistake, and raises RuntimeError."""
 
@@ -153,8 +152,8 @@ class ServerHandshake:
         After an event that is a question, it is to be answered before the next one is asked for. Raises
         ProtocolViolation where the client broke the protocol; nothing can be fed after that.
         """
-        if self.state in (State.NEW, State.ENDED):
-            raise RuntimeError(f"Nothing can be received: {self.state.value}")
+        if self.state not in (State.CLIENT_FLAGS, State.OPTION):
+            raise RuntimeError(f"Nothing can be received here: {self.state.value}")
         self._received.feed(data)
         return self._events()
 
