@@ -62,7 +62,7 @@ def test_a_reader_that_stops_reading_ends_it_quietly(web1: Command) -> None:
 def test_a_full_disk_under_the_output_is_told(web1: Command) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [PROGRAM, "vm", "list", "--json"],
+            [PROGRAM, "vm", "list"],
             stdout=full,
             stderr=subprocess.PIPE,
             env=web1.environment(),
