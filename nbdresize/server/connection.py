@@ -8,6 +8,7 @@ from nbdresize.errors import NbdresizeError
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.exports import Client
 from nbdresize.protocol.server_replies import Replies
+from nbdresize.protocol.transmission import Offer
 from nbdresize.protocol.violation import ProtocolViolation
 from nbdresize.server.handshaking import Access, Agreed, Handshaking
 from nbdresize.server.lane import Lane
@@ -37,7 +38,8 @@ class Connection:
         try:
             self._serve()
         except PeerGone as gone:
-            self._log(f"{self.peer}: {gone}")
+            if str(gone):
+                self._log(f"{self.peer}: {gone}")
         except ProtocolViolation as violation:
             self._log(f"{self.peer}: {violation.problem}")
         except NbdresizeError as error:
@@ -79,8 +81,9 @@ class Connection:
         stream, export, mode = agreed.stream, agreed.export, agreed.negotiated.mode
         replies = Replies(mode)
         replying = Replying(stream, replies, lane)
+        offer = Offer.of(agreed.negotiated)
         if not isinstance(export, DiskExport):
-            answers: Answers = SizeRequests(export, replies, replying, stream)
+            answers: Answers = SizeRequests(export, replies, replying, stream, offer)
             serve_requests(stream, mode, None, answers, export, agreed.early, lambda: self._ending)
             return
         nowait = nowait_flags(export.handle.fileno())
@@ -88,9 +91,8 @@ class Connection:
         if nowait is not None:
             quick = QuickPath(export.handle.fileno(), export.backing.live, nowait, not export.read_only)
         transfer = Transfer(stream, export.handle, nowait)
-        resizing = Resizing(stream, export, replies, lane)
-        has_status = bool(agreed.negotiated.contexts)
-        answers = Requests(export, replies, replying, lane, transfer, resizing, block_status=has_status)
+        resizing = Resizing(stream, export, replies, replying, lane)
+        answers = Requests(export, replies, replying, lane, transfer, resizing, offer)
         try:
             serve_requests(stream, mode, quick, answers, export, agreed.early, lambda: self._ending)
         finally:

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from nbdresize.errors import NbdresizeError
-from nbdresize.protocol.constants import NBD_EINVAL, NBD_MAX_PAYLOAD
+from nbdresize.protocol.constants import NBD_EINVAL
 from nbdresize.protocol.server_replies import Replies, wire_errno
+from nbdresize.protocol.transmission import Request
 from nbdresize.server.lane import Job, Lane
 from nbdresize.server.stream import PeerGone, Stream
-from nbdresize.server.transmission import Request
-
-LARGEST_SKIPPED = 2 * NBD_MAX_PAYLOAD
-"""A longer payload that can't be used ends the connection, in bytes; a shorter one is taken off and refused."""
 
 Parts = Sequence[bytes | bytearray | memoryview]
 """One whole reply, in pieces."""

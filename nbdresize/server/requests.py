@@ -5,7 +5,7 @@ The hot loop in `transmission` deals with the commonest requests itself and give
 
 from collections.abc import Callable, Sequence
 
-from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError, NotAuthorized
+from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.protocol.constants import (
     NBD_CMD_BLOCK_STATUS,
@@ -15,27 +15,23 @@ from nbdresize.protocol.constants import (
     NBD_CMD_FLAG_FAST_ZERO,
     NBD_CMD_FLAG_FUA,
     NBD_CMD_FLAG_NO_HOLE,
-    NBD_CMD_FLAG_PAYLOAD_LEN,
     NBD_CMD_FLAG_REQ_ONE,
     NBD_CMD_FLAG_SIZE,
     NBD_CMD_FLUSH,
     NBD_CMD_READ,
     NBD_CMD_RESIZE,
     NBD_CMD_TRIM,
-    NBD_CMD_WRITE,
     NBD_CMD_WRITE_ZEROES,
-    NBD_MAX_PAYLOAD,
     NBD_STATE_HOLE,
     NBD_STATE_ZERO,
 )
 from nbdresize.protocol.negotiated import Mode
 from nbdresize.protocol.server_replies import Replies, SizeReply
+from nbdresize.protocol.transmission import Offer, Request, check_request
 from nbdresize.server.lane import Lane
-from nbdresize.server.replying import LARGEST_SKIPPED, Parts, Replying
+from nbdresize.server.replying import Parts, Replying
 from nbdresize.server.resizing import Resizing
-from nbdresize.server.stream import PeerGone
 from nbdresize.server.transfer import Transfer
-from nbdresize.server.transmission import Request
 from nbdresize.storage.handle import Extent
 
 BASE_ALLOCATION_ID = 1
@@ -43,20 +39,6 @@ BASE_ALLOCATION_ID = 1
 
 _MOST_EXTENTS = 2048
 _MOST_CHUNKS = 32
-
-_FLAGS = {
-    NBD_CMD_READ: NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF,
-    NBD_CMD_WRITE: NBD_CMD_FLAG_FUA,
-    NBD_CMD_FLUSH: NBD_CMD_FLAG_FUA,
-    NBD_CMD_TRIM: NBD_CMD_FLAG_FUA,
-    NBD_CMD_CACHE: NBD_CMD_FLAG_FUA,
-    NBD_CMD_WRITE_ZEROES: NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
-    NBD_CMD_BLOCK_STATUS: NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE,
-}
-"""The flags that a command may have, besides those of the RESIZE extension."""
-
-_EXTENDING = NBD_CMD_FLAG_EXTEND | NBD_CMD_FLAG_SIZE
-_WRITING = (NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES)
 
 
 class Requests:
@@ -70,8 +52,7 @@ class Requests:
         lane: Lane,
         transfer: Transfer,
         resizing: Resizing,
-        *,
-        block_status: bool,
+        offer: Offer,
     ) -> None:
         self._disk = disk
         self._replies = replies
@@ -79,34 +60,29 @@ class Requests:
         self._lane = lane
         self._transfer = transfer
         self._resizing = resizing
-        self._block_status = block_status
-        self._chunks = replies.mode is not Mode.SIMPLE
-        self._extended = replies.mode is Mode.EXTENDED
+        self._offer = offer
+        self._chunks = offer.mode is not Mode.SIMPLE
         self._doing: dict[int, Callable[[Request], None]] = {
             NBD_CMD_READ: self._read,
             NBD_CMD_FLUSH: self._flush,
             NBD_CMD_TRIM: self._trim,
             NBD_CMD_CACHE: self._cache,
             NBD_CMD_WRITE_ZEROES: self._write_zeroes,
-            NBD_CMD_BLOCK_STATUS: self._block_status_of,
+            NBD_CMD_BLOCK_STATUS: self._block_status,
+            NBD_CMD_RESIZE: resizing.answer,
         }
 
     def answer(self, request: Request) -> None:
         """Do a request that has no payload, now or later, and reply to it. Raises PeerGone."""
         try:
-            if request.command == NBD_CMD_RESIZE:
-                self._resizing.answer(request.flags, request.cookie, request.offset, request.length)
-            else:
-                self._check(request)
-                self._doing[request.command](request)
+            check_request(request, self._offer)
+            self._doing[request.command](request)
         except (NbdresizeError, OSError) as error:
             self._replying.refuse(request, error)
 
     def skip(self, request: Request, arrived: int) -> None:
         """Refuse a request whose payload has no meaning, once that has gone by. Raises PeerGone."""
-        if request.length > LARGEST_SKIPPED:
-            raise PeerGone(f"a payload of {request.length} bytes")
-        self._transfer.skip(request.length - arrived)
+        self._transfer.skip(request.payload_length(self._offer.mode) - arrived)
         self._replying.refuse(
             request, InvalidArgument(f"Command {request.command} with a payload", "only a WRITE has one")
         )
@@ -114,7 +90,7 @@ class Requests:
     def write(self, request: Request, payload: memoryview) -> None:
         """Do a WRITE whose payload is here in full; it is not used any more when this returns. Raises PeerGone."""
         try:
-            self._check(request)
+            check_request(request, self._offer)
             extended_to = self._extend(request)
             if request.flags & NBD_CMD_FLAG_FUA:
                 data = bytes(payload)
@@ -129,12 +105,11 @@ class Requests:
     def receive_write(self, request: Request, head: memoryview) -> None:
         """Do a WRITE of which `head` is what has arrived; takes the rest of the payload off the stream.
 
-        Raises PeerGone, also for a payload so long that nobody could mean it.
+        Raises PeerGone, and ProtocolViolation for a payload so long that nobody could mean it.
         """
-        if request.length > LARGEST_SKIPPED:
-            raise PeerGone(f"a payload of {request.length} bytes")
+        request.payload_length(self._offer.mode)
         try:
-            self._check(request)
+            check_request(request, self._offer)
             extended_to = self._extend(request)
             self._disk.check(request.length, request.offset, InsufficientSpace)
         except (NbdresizeError, OSError) as error:
@@ -151,35 +126,6 @@ class Requests:
             self._replying.later(request, 0, lambda: self._write_through(request, b"", extended_to))
         else:
             self._replying.send(self._written(request, extended_to))
-
-    # The one check of a request's form; its range is checked where it is done, against the live size then
-
-    def _check(self, request: Request) -> None:
-        allowed = _FLAGS.get(request.command)
-        if allowed is None or (request.command == NBD_CMD_BLOCK_STATUS and not self._block_status):
-            raise InvalidArgument(f"Command {request.command} is not offered", "see the export's flags")
-        if not self._chunks:
-            allowed &= ~NBD_CMD_FLAG_DF
-        if self._extended and request.command == NBD_CMD_WRITE:
-            allowed |= NBD_CMD_FLAG_PAYLOAD_LEN
-        if self._resizing.offered and request.command in (NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES):
-            allowed |= NBD_CMD_FLAG_EXTEND
-            if self._chunks and request.flags & NBD_CMD_FLAG_EXTEND:
-                allowed |= NBD_CMD_FLAG_SIZE
-        if request.flags & ~allowed:
-            raise InvalidArgument(
-                f"Command {request.command} with flags {request.flags:#x}", f"of them it may have {allowed:#x}"
-            )
-        if request.command == NBD_CMD_FLUSH:
-            if request.offset or request.length:
-                raise InvalidArgument("A flush of a range", "leave offset and length zero")
-            return
-        if request.length == 0:
-            raise InvalidArgument("A request for 0 bytes", "ask for at least one")
-        if request.command in _WRITING and self._disk.read_only:
-            raise NotAuthorized(f"{self._disk.name} is served read-only", "connect to a server that may write")
-        if request.command in (NBD_CMD_READ, NBD_CMD_WRITE) and request.length > NBD_MAX_PAYLOAD:
-            raise InvalidArgument(f"{request.length} bytes at once", f"at most {NBD_MAX_PAYLOAD} may be asked for")
 
     def _extend(self, request: Request) -> SizeReply | None:
         """Let the disk reach to the request's end, if it asks for that; the size for its reply, if it asks for one."""
@@ -264,7 +210,7 @@ class Requests:
 
         self._replying.later(request, 0, zero)
 
-    def _block_status_of(self, request: Request) -> None:
+    def _block_status(self, request: Request) -> None:
         def look() -> Parts:
             limit = 1 if request.flags & NBD_CMD_FLAG_REQ_ONE else _MOST_EXTENTS
             found = self._disk.extents(request.length, request.offset, limit=limit)

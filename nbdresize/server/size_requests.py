@@ -3,38 +3,31 @@
 from nbdresize.errors import InvalidArgument, NbdresizeError
 from nbdresize.export.size_device import SizeDevice
 from nbdresize.protocol.constants import (
-    NBD_CMD_FLAG_DF,
-    NBD_CMD_FLAG_FUA,
-    NBD_CMD_FLAG_PAYLOAD_LEN,
     NBD_CMD_FLUSH,
-    NBD_CMD_READ,
-    NBD_CMD_WRITE,
-    NBD_MAX_PAYLOAD,
 )
-from nbdresize.protocol.negotiated import Mode
 from nbdresize.protocol.server_replies import Replies
-from nbdresize.server.replying import LARGEST_SKIPPED, Parts, Replying
-from nbdresize.server.stream import PeerGone, Stream
+from nbdresize.protocol.transmission import Offer, Request, check_request
+from nbdresize.server.replying import Parts, Replying
+from nbdresize.server.stream import Stream
 from nbdresize.server.transfer import pieces
-from nbdresize.server.transmission import Request
 
 _PIECE = 64 << 10
-_FLAGS = {NBD_CMD_READ: NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF, NBD_CMD_WRITE: NBD_CMD_FLAG_FUA, NBD_CMD_FLUSH: 0}
 
 
 class SizeRequests:
     """Answers reads and writes of the size device. All of them leave the hot loop, since a read may wait for news."""
 
-    def __init__(self, device: SizeDevice, replies: Replies, replying: Replying, stream: Stream) -> None:
+    def __init__(self, device: SizeDevice, replies: Replies, replying: Replying, stream: Stream, offer: Offer) -> None:
         self._device = device
         self._replies = replies
         self._replying = replying
         self._stream = stream
+        self._offer = offer
 
     def answer(self, request: Request) -> None:
         try:
-            self._check(request)
-        except NbdresizeError as error:
+            check_request(request, self._offer)
+        except (NbdresizeError, OSError) as error:
             self._replying.refuse(request, error)
         else:
             self._replying.later(request, request.length, lambda: self._do(request))
@@ -42,8 +35,8 @@ class SizeRequests:
     def write(self, request: Request, payload: memoryview) -> None:
         data = bytes(payload)
         try:
-            self._check(request)
-        except NbdresizeError as error:
+            check_request(request, self._offer)
+        except (NbdresizeError, OSError) as error:
             self._replying.refuse(request, error)
         else:
             self._replying.later(request, len(data), lambda: self._write(request, data))
@@ -53,22 +46,10 @@ class SizeRequests:
         self.skip(request, len(head))
 
     def skip(self, request: Request, arrived: int) -> None:
-        if request.length > LARGEST_SKIPPED:
-            raise PeerGone(f"a payload of {request.length} bytes")
-        for _ in pieces(self._stream, memoryview(bytearray(_PIECE)), request.length - arrived):
+        left = request.payload_length(self._offer.mode) - arrived
+        for _ in pieces(self._stream, memoryview(bytearray(_PIECE)), left):
             continue
         self._replying.refuse(request, InvalidArgument(f"A payload of {request.length} bytes", "write a request of 64"))
-
-    def _check(self, request: Request) -> None:
-        allowed = _FLAGS.get(request.command)
-        if allowed is None:
-            raise InvalidArgument(f"Command {request.command} is not offered", "read and write the size export")
-        if self._replies.mode is Mode.EXTENDED and request.command == NBD_CMD_WRITE:
-            allowed |= NBD_CMD_FLAG_PAYLOAD_LEN
-        if request.flags & ~allowed or request.length > NBD_MAX_PAYLOAD:
-            raise InvalidArgument(f"Command {request.command} with flags {request.flags:#x}", "leave them zero")
-        if (request.length == 0) is not (request.command == NBD_CMD_FLUSH):
-            raise InvalidArgument(f"Command {request.command} of {request.length} bytes", "ask for at least one")
 
     def _do(self, request: Request) -> Parts:
         if request.command == NBD_CMD_FLUSH:

@@ -16,7 +16,10 @@ _TLS_PIECE = 256 << 10
 
 
 class PeerGone(Exception):
-    """The peer closed the connection, broke it, or took too long; nothing more can be said to it."""
+    """The peer closed the connection, broke it, or took too long; nothing more can be said to it.
+
+    It has a text where that is worth telling; a client that just leaves is not.
+    """
 
 
 class Stream:
@@ -40,14 +43,14 @@ class Stream:
         try:
             return self.sock.recv_into(buffer)
         except OSError as error:
-            raise PeerGone(_reason(error)) from error
+            raise PeerGone(reason(error)) from error
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; the caller holds `sending` or is alone. Raises PeerGone."""
         try:
             self.sock.sendall(data)
         except OSError as error:
-            raise PeerGone(_reason(error)) from error
+            raise PeerGone(reason(error)) from error
 
     def send_message(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
         """Send one whole message that stands in several parts. Raises PeerGone."""
@@ -170,7 +173,7 @@ class PipeStream(Stream):
                 return 0
             return os.readv(self._source, [buffer])
         except OSError as error:
-            raise PeerGone(_reason(error)) from error
+            raise PeerGone(reason(error)) from error
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -178,7 +181,7 @@ class PipeStream(Stream):
             while view:
                 view = view[os.write(self._destination, view) :]
         except OSError as error:
-            raise PeerGone(_reason(error)) from error
+            raise PeerGone(reason(error)) from error
 
     def set_deadline(self, deadline: float | None) -> None:
         """Nothing: the parent that made the pipes decides how long it waits."""
@@ -201,7 +204,10 @@ def _limit(sock: socket.socket, option: int, seconds: float) -> None:
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", whole, int((seconds - whole) * 1_000_000)))
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why a peer that met `error` is gone, as PeerGone tells it."""
     if isinstance(error, BlockingIOError):
         return "too slow"
+    if isinstance(error, ConnectionError):
+        return ""
     return error.strerror or str(error)

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from nbdresize.errors import NbdresizeError
-from nbdresize.server.stream import PeerGone, Stream
+from nbdresize.server.stream import PeerGone, Stream, reason
 from nbdresize.storage.handle import Handle
 from nbdresize.storage.page_cache import PageCache
 
@@ -72,7 +72,7 @@ class Transfer:
                     raise PeerGone("the volume ended within a read")
                 offset += moved
         except OSError as error:
-            raise PeerGone(error.strerror or str(error)) from error
+            raise PeerGone(reason(error)) from error
 
     def receive(self, head: memoryview, offset: int, length: int) -> NbdresizeError | None:
         """Write a payload of `length` bytes to `offset`: first `head`, which has arrived, then the rest as it comes.
@@ -118,7 +118,7 @@ class Transfer:
             try:
                 piped = os.splice(self._stream.fd, writing, min(length, PIECE))
             except OSError as error:
-                raise PeerGone(error.strerror or str(error)) from error
+                raise PeerGone(reason(error)) from error
             if not piped:
                 raise PeerGone("gone within a payload")
             length -= piped

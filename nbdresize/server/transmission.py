@@ -14,7 +14,6 @@ from nbdresize.protocol.constants import (
     NBD_CMD_WRITE,
     NBD_EXTENDED_REPLY_MAGIC,
     NBD_EXTENDED_REQUEST_MAGIC,
-    NBD_MAX_PAYLOAD,
     NBD_REPLY_FLAG_DONE,
     NBD_REPLY_TYPE_NONE,
     NBD_REPLY_TYPE_OFFSET_DATA,
@@ -23,6 +22,7 @@ from nbdresize.protocol.constants import (
     NBD_STRUCTURED_REPLY_MAGIC,
 )
 from nbdresize.protocol.negotiated import Mode
+from nbdresize.protocol.transmission import Request
 from nbdresize.server.stream import PeerGone, Stream
 
 SMALL = 32 << 10
@@ -42,17 +42,6 @@ _DATA_CHUNK = struct.Struct(">IHHQIQ")
 _EXTENDED_DATA_CHUNK = struct.Struct(">IHHQQQQ")
 _EXTENDED_NONE_CHUNK = struct.Struct(">IHHQQQ")
 _LONGEST_HEADER = _EXTENDED_DATA_CHUNK.size
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The header of a request: offset and length in bytes. NBD_CMD_RESIZE has the new size in `offset`."""
-
-    flags: int
-    command: int
-    cookie: int
-    offset: int
-    length: int
 
 
 class Counters(Protocol):
@@ -193,7 +182,7 @@ def serve_requests(
                         done += 1
                         read += length
                         continue
-            elif command == NBD_CMD_WRITE:
+            elif command == NBD_CMD_WRITE and (not extended or flags & NBD_CMD_FLAG_PAYLOAD_LEN):
                 payload = start + header_size
                 arrived = end - payload
                 if arrived < length:
@@ -239,16 +228,14 @@ def serve_requests(
                 used = 0
             request = Request(flags, command, cookie, offset, length)
             start += header_size
-            if command == NBD_CMD_WRITE:
-                if length <= NBD_MAX_PAYLOAD and arrived >= length:
+            if flags & NBD_CMD_FLAG_PAYLOAD_LEN if extended else command == NBD_CMD_WRITE:
+                arrived = min(length, end - start)
+                if command != NBD_CMD_WRITE:
+                    answers.skip(request, arrived)
+                elif arrived == length:
                     answers.write(request, view[start : start + length])
-                    start += length
                 else:
                     answers.receive_write(request, view[start:end])
-                    start = end
-            elif extended and flags & NBD_CMD_FLAG_PAYLOAD_LEN:
-                arrived = min(length, end - start)
-                answers.skip(request, arrived)
                 start += arrived
             elif command == NBD_CMD_DISC:
                 return
