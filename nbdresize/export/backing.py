@@ -102,6 +102,11 @@ class Backing(ABC):
             self._looks_ended = look
 
     @property
+    @abstractmethod
+    def description(self) -> str:
+        """What people are told of it, with its size as it is now."""
+
+    @property
     def may_shrink(self) -> bool:
         """Whether clients may make it smaller, where nobody else has it attached."""
         return self.policy is ClientResize.ALL

@@ -10,8 +10,7 @@ from nbdresize.control.model import Disk
 from nbdresize.errors import InvalidArgument, ResourceNotFound
 from nbdresize.export.backing import Backing, ClientResize
 from nbdresize.export.file_backing import FileBacking
-from nbdresize.export.ledger_backing import LedgerBacking
-from nbdresize.units import format_size
+from nbdresize.export.ledger_backing import LedgerBacking, describe
 
 _LONGEST_SHOWN = 100
 
@@ -48,7 +47,7 @@ class LedgerCatalog(Catalog):
         self._policy = policy
 
     def names(self) -> list[tuple[str, str]]:
-        return [(disk.export_name, _describe(disk)) for disk in self._disks()]
+        return [(disk.export_name, describe(disk, disk.size)) for disk in self._disks()]
 
     def default(self) -> str | None:
         disks = self._disks()
@@ -79,7 +78,7 @@ class FileCatalog(Catalog):
         self._backing = FileBacking(self._path, policy, max_size)
 
     def names(self) -> list[tuple[str, str]]:
-        return [("", f"{self._path.name}, {format_size(self._backing.live.size)}")]
+        return [("", self._backing.description)]
 
     def default(self) -> str:
         return ""
@@ -93,7 +92,3 @@ class FileCatalog(Catalog):
 def not_found(name: str) -> ResourceNotFound:
     shown = ascii(name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…")
     return ResourceNotFound(f"There is no export {shown}", "nbdinfo --list shows those that there are")
-
-
-def _describe(disk: Disk) -> str:
-    return f"{disk.name} of {disk.vm}, {format_size(disk.size)}" + (", boots" if disk.boot else "")

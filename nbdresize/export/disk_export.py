@@ -52,6 +52,10 @@ class DiskExport:
         return self._live.size
 
     @property
+    def description(self) -> str:
+        return self._backing.description
+
+    @property
     def state(self) -> SizeState:
         return self._live.state
 

@@ -36,6 +36,10 @@ class FileBacking(Backing):
         self._path = path
         self._max_size = max_size
 
+    @property
+    def description(self) -> str:
+        return f"{self._path.name}, {format_size(self.live.size)}"
+
     def _look(self) -> None:
         self.live.observe(self.volume.size())
 

@@ -11,6 +11,11 @@ from nbdresize.storage.file import FilePool
 from nbdresize.units import GRANULARITY, MAX_SIZE, REMAINING, SizeRequest, format_size
 
 
+def describe(disk: Disk, size: int) -> str:
+    """A disk of `size` bytes for people: `disk0 of web1, 20 GiB, boots`."""
+    return f"{disk.name} of {disk.vm}, {format_size(size)}" + (", boots" if disk.boot else "")
+
+
 class LedgerBacking(Backing):
     """The size is the ledger's: what control has committed, whoever asked for it."""
 
@@ -22,6 +27,10 @@ class LedgerBacking(Backing):
         self.granularity = GRANULARITY
         self._control = control
         self._disk = disk
+
+    @property
+    def description(self) -> str:
+        return describe(self._disk, self.live.size)
 
     def _look(self) -> None:
         try:

@@ -61,6 +61,10 @@ class SizeDevice:
         self._waits = 0
 
     @property
+    def description(self) -> str:
+        return f"the size of {self._backing.description}"
+
+    @property
     def waiting(self) -> bool:
         """Whether a read waits for news."""
         return self._waits > 0
