@@ -13,7 +13,15 @@ from nbdresize.units import parse_size
 class Front(enum.StrEnum):
     """What can speak NBD to clients."""
 
+    NATIVE = "native"
     NBDKIT = "nbdkit"
+
+
+class TlsMode(enum.StrEnum):
+    """Who may do without TLS."""
+
+    REQUIRE = "require"
+    OPTIONAL = "optional"
 
 
 class Resizes(enum.StrEnum):
@@ -31,6 +39,7 @@ _SERVE = options.explained(
     nbdresize serve --socket /tmp/nbd.sock --tcp localhost:10809
     nbdresize serve --file disk.img --max-size 100G
     nbdresize serve --file disk.img --run 'nbdinfo $uri'
+    nbdresize serve --file disk.img --stdio
     """,
     "Prints one URI per line once clients can connect. Each disk is an export named VM/diskN, and VM/diskN@size tells"
     " and changes its size. SIGTERM and Ctrl-C end it after the requests in flight, within ten seconds; a second one"
@@ -71,7 +80,7 @@ def serve(
     client_resize: Annotated[
         Resizes, typer.Option("--client-resize", help="Which resizes clients may ask for.")
     ] = Resizes.GROW,
-    front: Annotated[Front, typer.Option("--front", help="What speaks NBD to clients.")] = Front.NBDKIT,
+    front: Annotated[Front, typer.Option("--front", help="What speaks NBD to clients.")] = Front.NATIVE,
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="How many processes share the work.")] = 1,
     tls: Annotated[
         Path | None,
@@ -86,6 +95,19 @@ def serve(
         Path | None,
         typer.Option(
             "--tls-psk", metavar="FILE", help="Require TLS, with the pre-shared keys in FILE.", show_default=False
+        ),
+    ] = None,
+    tls_mode: Annotated[
+        TlsMode, typer.Option("--tls-mode", help="Whether clients may do without TLS.")
+    ] = TlsMode.REQUIRE,
+    no_tls_verify_peer: Annotated[
+        bool, typer.Option("--no-tls-verify-peer", help="Let clients in that have no certificate.")
+    ] = False,
+    stdio: Annotated[bool, typer.Option("--stdio", help="Serve one client, on standard input and output.")] = False,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-connections", metavar="N", help="The most connections of each worker.", show_default="2048"
         ),
     ] = None,
     pid_file: Annotated[
@@ -114,7 +136,7 @@ def serve(
 ) -> int:
     from nbdresize.config import state_directory
     from nbdresize.serving.options import ServeOptions, Tls
-    from nbdresize.serving.server import Place
+    from nbdresize.serving.server import FRONTS, Place, serve_on_stdio
     from nbdresize.serving.server import serve as serve_until_told
 
     if max_size is not None and file is None:
@@ -132,9 +154,20 @@ def serve(
         max_size=most,
         read_only=read_only,
         client_resize=client_resize.value,
-        tls=Tls(tls, tls_psk),
+        max_connections=max_connections,
+        tls=Tls(tls, tls_psk, optional=tls_mode is TlsMode.OPTIONAL, verify_peer=not no_tls_verify_peer),
         front_arguments=tuple(nbdkit_argument or ()),
     )
+    if tls is None and (tls_mode is TlsMode.OPTIONAL or no_tls_verify_peer):
+        raise typer.BadParameter("is for --tls DIR", param_hint="--tls-mode and --no-tls-verify-peer")
+    if stdio:
+        if front is not Front.NATIVE or socket or tcp or run or pid_file or workers != 1:
+            raise typer.BadParameter(
+                "serves one client by the native front: it goes with none of --front nbdkit, --socket, --tcp, --run,"
+                " --pid-file, --workers",
+                param_hint="--stdio",
+            )
+        serve_on_stdio(served, state.run if file is None else None)
     place = Place(
         socket=socket,
         tcp=tuple(tcp or ()),
@@ -143,7 +176,7 @@ def serve(
         run_directory=state.run if file is None else None,
         workers=workers,
     )
-    return serve_until_told(served, place, _announce)
+    return serve_until_told(FRONTS[front.value], served, place, _announce)
 
 
 def _announce(uri: str) -> None:

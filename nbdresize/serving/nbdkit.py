@@ -1,12 +1,11 @@
-"""nbdkit with our plugin as a front: its command line and its environment."""
+"""nbdkit with our plugin as a front: its command line."""
 
-import os
 import shutil
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from nbdresize.errors import ProgramMissing, ServerFailed
+from nbdresize.errors import InvalidArgument, ProgramMissing, ServerFailed
+from nbdresize.serving.front import Front
 from nbdresize.serving.options import ServeOptions
 
 _PLUGIN = Path(__file__).parents[2] / "plugins" / "nbdresize.py"
@@ -54,12 +53,14 @@ def command_line(options: ServeOptions, uris: Sequence[str], run_directory: Path
     return arguments
 
 
-def environment() -> dict[str, str]:
-    """The environment of a worker: this process's own, with our package and its libraries to be found."""
-    library = sysconfig.get_paths()
-    paths = [str(Path(__file__).parents[2]), library["purelib"], library["platlib"]]
-    inherited = os.environ.get("PYTHONPATH")
-    variables = dict(os.environ)
-    variables["PYTHONPATH"] = os.pathsep.join([*dict.fromkeys(paths), *([inherited] if inherited else [])])
-    variables.pop("LISTEN_FDNAMES", None)
-    return variables
+def check(options: ServeOptions) -> None:
+    """Raises InvalidArgument for what nbdkit can't do, ProgramMissing where it is not installed."""
+    if options.tls.optional or not options.tls.verify_peer or options.max_connections is not None:
+        raise InvalidArgument(
+            "nbdkit takes no --tls-mode, --no-tls-verify-peer or --max-connections from here",
+            "use --front native, or nbdkit's own options by --nbdkit-argument",
+        )
+    find_nbdkit()
+
+
+FRONT = Front("nbdkit", check, command_line)

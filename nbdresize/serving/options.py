@@ -15,6 +15,10 @@ class Tls:
 
     certificates: Path | None = None
     psk: Path | None = None
+    optional: bool = False
+    """Clients may do without."""
+    verify_peer: bool = True
+    """Clients need a certificate of the same authority."""
 
     def __bool__(self) -> bool:
         return self.certificates is not None or self.psk is not None
@@ -45,8 +49,8 @@ class Tls:
 class ServeOptions:
     """What is served: the disks of the ledger at `root`, or one `file`. Sizes in bytes.
 
-    `max_size` is how far clients may grow the file. `client_resize`: off, grow or all. `front_arguments` go to the
-    front as they are.
+    `max_size` is how far clients may grow the file. `client_resize`: off, grow or all. `max_connections`: of each
+    worker. `front_arguments` go to the front as they are.
     """
 
     root: Path | None = None
@@ -54,6 +58,7 @@ class ServeOptions:
     max_size: int | None = None
     read_only: bool = False
     client_resize: str = "grow"
+    max_connections: int | None = None
     tls: Tls = Tls()
     front_arguments: tuple[str, ...] = ()
 

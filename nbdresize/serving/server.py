@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
-from nbdresize.errors import InvalidArgument, StateUnusable
-from nbdresize.serving import nbdkit
+from nbdresize.errors import InvalidArgument, ServerFailed, StateUnusable
+from nbdresize.serving import native, nbdkit
+from nbdresize.serving.activation import inherited_listeners
+from nbdresize.serving.front import Front, environment
 from nbdresize.serving.listening import Listener, UnixListener, listen_tcp
 from nbdresize.serving.options import ServeOptions, Tls
 from nbdresize.serving.process import Process
@@ -19,6 +22,9 @@ from nbdresize.serving.supervisor import Supervisor
 
 MOST_WORKERS = 64
 _MOST_SOCKETS = 16  # what nbdkit takes by socket activation
+
+FRONTS: dict[str, Front] = {front.name: front for front in (native.FRONT, nbdkit.FRONT)}
+"""What can speak NBD to clients, by the name that --front takes; the first is the default."""
 _SHELL = "/bin/sh"
 
 
@@ -38,7 +44,7 @@ class Place:
     workers: int = 1
 
 
-def serve(options: ServeOptions, place: Place, announce: Callable[[str], None]) -> int:
+def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[[str], None]) -> int:
     """Serve until a signal, or until the command ends; the exit code. `announce` gets each URI once all is ready.
 
     Raises InvalidArgument, ResourceInUse and StateUnusable for what is wrong with the place, ProgramMissing without
@@ -47,17 +53,18 @@ def serve(options: ServeOptions, place: Place, announce: Callable[[str], None]) 
     options.tls.check()
     if not 1 <= place.workers <= MOST_WORKERS:
         raise InvalidArgument(f"{place.workers} workers", f"give between 1 and {MOST_WORKERS}")
-    nbdkit.find_nbdkit()
+    front.check(options)
     with ExitStack() as stack:
         run_directory = place.run_directory or stack.enter_context(_temporary_directory())
         listeners = _listen(place, run_directory, stack)
         uris = [uri(listener, options.tls) for listener in listeners]
         supervisor = Supervisor(
-            lambda end_descriptor: nbdkit.command_line(options, uris, run_directory, end_descriptor),
-            nbdkit.environment(),
+            lambda end_descriptor: front.command_line(options, uris, run_directory, end_descriptor),
+            environment(),
             listeners,
             place.workers,
             run_directory,
+            front.name,
         )
 
         def on_ready() -> Process | None:
@@ -68,6 +75,17 @@ def serve(options: ServeOptions, place: Place, announce: Callable[[str], None]) 
             return None if place.command is None else _run(place.command, uris, listeners)
 
         return supervisor.run(on_ready)
+
+
+def serve_on_stdio(options: ServeOptions, run_directory: Path | None) -> NoReturn:
+    """Become a server for the one client on standard input and output. Raises InvalidArgument, ServerFailed."""
+    options.tls.check()
+    native.FRONT.check(options)
+    arguments = [*native.command_line(options, [], run_directory), "--stdio"]
+    try:
+        os.execve(arguments[0], arguments, environment())
+    except OSError as error:
+        raise ServerFailed(f"{arguments[0]} can't be run: {error.strerror}", "see that it is installed") from error
 
 
 def uri(listener: Listener, tls: Tls) -> str:
@@ -84,9 +102,9 @@ def uri(listener: Listener, tls: Tls) -> str:
 
 
 def _listen(place: Place, run_directory: Path, stack: ExitStack) -> list[Listener]:
-    """Listen everywhere that `place` says; where it says nothing, on a socket in the run directory."""
-    listeners: list[Listener] = []
-    path = place.socket or (None if place.tcp else run_directory / "nbd.sock")
+    """Listen on what the parent opened and everywhere that `place` says; else on a socket in the run directory."""
+    listeners = [stack.enter_context(_closing(listener)) for listener in inherited_listeners()]
+    path = place.socket or (None if place.tcp or listeners else run_directory / "nbd.sock")
     if path is not None:
         listeners.append(stack.enter_context(_closing(UnixListener(path))))
     for text in place.tcp:

@@ -49,6 +49,7 @@ class Supervisor:
         listeners: Sequence[Listener],
         count: int,
         run_directory: Path,
+        front: str,
     ) -> None:
         self._command_line = command_line
         self._env = env
@@ -57,7 +58,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals = 0
         self._end_reading, self._end_writing = os.pipe2(os.O_CLOEXEC)
-        self._workers = [Worker(self._start_process, run_directory) for _ in range(count)]
+        self._workers = [Worker(self._start_process, run_directory, front) for _ in range(count)]
         self._command: Process | None = None
 
     def run(self, on_ready: Callable[[], Process | None]) -> int:
@@ -241,5 +242,5 @@ def _check_starts(worker: Worker) -> None:
         raise ProgramMissing("nbdkit's Python plugin is not installed", "apt-get install nbdkit-plugin-python")
     said = next((line for line in reversed(worker.last_lines) if line.strip()), "it said nothing")
     raise ServerFailed(
-        f"nbdkit did not start {MOST_FAILED_STARTS} times in a row: {said}", "put right what it says above"
+        f"{worker.front} did not start {MOST_FAILED_STARTS} times in a row: {said}", "put right what it says above"
     )

@@ -34,7 +34,8 @@ class Worker:
     `ready` once its admin socket in `run_directory` answers, which is the last thing that it sets up.
     """
 
-    def __init__(self, start: Callable[[int], Process], run_directory: Path) -> None:
+    def __init__(self, start: Callable[[int], Process], run_directory: Path, front: str) -> None:
+        self.front = front
         self._start = start
         self._run_directory = run_directory
         self.process: Process | None = None
@@ -72,14 +73,14 @@ class Worker:
             self.failed_starts = 0
             self._since = now
         elif now - self._since > START_SECONDS:
-            say(f"nbdresize: nbdkit (process {self.process.pid}) was not ready within {START_SECONDS:g} s")
+            say(f"nbdresize: {self.front} (process {self.process.pid}) was not ready within {START_SECONDS:g} s")
             self.process.signal(Signals.SIGKILL)
         return self.ready
 
     def ended(self, now: float) -> str:
         """Its process has ended: set when the next one starts; what happened, in words."""
         assert self.process is not None
-        what = f"nbdkit (process {self.process.pid}) {self.process.how_ended()}"
+        what = f"{self.front} (process {self.process.pid}) {self.process.how_ended()}"
         self.read_stderr(ending=False)
         if self.ready and now - self._since >= SETTLED_SECONDS:
             self._delay = FIRST_DELAY
