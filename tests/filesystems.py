@@ -27,6 +27,7 @@ _PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "mkfs.btrfs": "btrfs-progs",
+    "fincore": "util-linux",
     "strace": "strace",
 }
 _MAKE = {

@@ -52,7 +52,7 @@ class FileVolume(Volume):
         with self._opened() as fd:
             old = os.fstat(fd).st_size
             if size < old:
-                raise InvalidArgument(f"{self.path} is {old} bytes long already, more than {size}", "shrink it instead")
+                raise VolumeFailed(f"{self.path} is {old} bytes long already, more than {size}", "shrink it instead")
             try:
                 if size > old and _is_preallocated(fd):
                     _reserve(fd, self.path, old, size)
@@ -66,7 +66,7 @@ class FileVolume(Volume):
         with self._opened() as fd:
             old = os.fstat(fd).st_size
             if size > old:
-                raise InvalidArgument(f"{self.path} is only {old} bytes long, less than {size}", "grow it instead")
+                raise VolumeFailed(f"{self.path} is only {old} bytes long, less than {size}", "grow it instead")
             _set_size(fd, self.path, size)
 
     @contextlib.contextmanager

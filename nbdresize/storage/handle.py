@@ -56,7 +56,7 @@ class Handle:
         self.path = path
         self.read_only = read_only
         self._space: Space = (
-            DeviceSpace(fd) if stat.S_ISBLK(os.fstat(fd).st_mode) else FileSpace(fd, keeps_allocation=keeps_allocation)
+            DeviceSpace(fd) if stat.S_ISBLK(os.fstat(fd).st_mode) else FileSpace(keeps_allocation=keeps_allocation)
         )
         self.block_size = self._space.block_size
         self._dsync = os.RWF_DSYNC
@@ -82,7 +82,7 @@ class Handle:
     def size(self) -> int:
         """The size, looked at now."""
         try:
-            return self._space.size()
+            return self._space.size(self._fd)
         except OSError as error:
             raise failure("Asking for the size of", self.path, error) from error
 
@@ -205,7 +205,7 @@ class Handle:
         start, end = self._whole_blocks(offset, length)
         if end > start:
             with self._failing("Trimming", length, offset):
-                self._space.trim(start, end - start)
+                self._space.trim(self._fd, start, end - start)
         if fua:
             self.flush()
 
@@ -220,7 +220,7 @@ class Handle:
             self._write_zeroes(offset, length)
         else:
             with self._failing("Zeroing", length, offset):
-                done = self._space.zero(start, end - start, may_trim=may_trim, fast=fast)
+                done = self._space.zero(self._fd, start, end - start, may_trim=may_trim, fast=fast)
             if not done:
                 self._write_where_needed(start, end - start, may_trim=may_trim, fast=fast)
             self._write_zeroes(offset, start - offset)

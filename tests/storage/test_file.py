@@ -68,9 +68,9 @@ class TestResize:
         assert volume.size() == MIB
 
     def test_grow_does_not_shrink_and_shrink_does_not_grow(self, volume: FileVolume) -> None:
-        with pytest.raises(InvalidArgument, match="shrink it instead"):
+        with pytest.raises(VolumeFailed, match="shrink it instead"):
             volume.grow(MIB - 1)
-        with pytest.raises(InvalidArgument, match="grow it instead"):
+        with pytest.raises(VolumeFailed, match="grow it instead"):
             volume.shrink(MIB + 1)
         assert volume.size() == MIB
 

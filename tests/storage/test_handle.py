@@ -10,7 +10,9 @@ from nbdresize.errors import InsufficientSpace, VolumeFailed
 from nbdresize.storage.file import FilePool, FileVolume
 from nbdresize.storage.handle import Handle
 from nbdresize.storage.kinds import open_volume
+from tests.filesystems import mounted, run
 from tests.storage.conftest import DEVICE_SIZE, LoopDevice
+from tests.wait import until
 
 SIZE = 1 << 20
 
@@ -157,6 +159,25 @@ def test_read_ahead_takes_any_range(handle: Handle) -> None:
         handle.cache(offset, length)
 
 
+def test_read_ahead_brings_the_range_into_the_page_cache(tmp_path: Path) -> None:
+    with mounted("ext4", tmp_path) as path, FilePool(path).create("disk", SIZE).open() as handle:
+
+        def cached() -> int:
+            return int(run("fincore", "--bytes", "--noheadings", "--output", "RES", handle.path))
+
+        def dropped() -> bool:
+            os.posix_fadvise(handle.fileno(), 0, SIZE, os.POSIX_FADV_DONTNEED)
+            return cached() == 0
+
+        handle.write(os.urandom(SIZE), 0)
+        handle.flush()
+        until(dropped, what="the page cache to be dropped")
+        handle.cache(0, 0)  # which to the kernel would mean everything
+        assert cached() == 0
+        handle.cache(256 << 10, 128 << 10)
+        until(lambda: cached() >= 128 << 10, what="the range to be read ahead")
+
+
 def test_a_handle_for_reading_does_not_write(volume: FileVolume) -> None:
     with volume.open(read_only=True) as handle:
         assert handle.read_only
@@ -174,15 +195,35 @@ def test_a_handle_for_reading_does_not_write(volume: FileVolume) -> None:
     assert volume.path.read_bytes() == bytes(SIZE)
 
 
-def test_a_closed_handle_fails_and_closes_again(volume: FileVolume) -> None:
+def test_a_closed_handle_fails_and_leaves_whoever_has_its_descriptor_alone(tmp_path: Path, volume: FileVolume) -> None:
     handle = volume.open()
+    number = handle.fileno()
     handle.close()
     handle.close()
     assert handle.fileno() == -1
-    with pytest.raises(VolumeFailed):
-        handle.read(1, 0)
-    with pytest.raises(VolumeFailed):
-        handle.size()
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    with other.open("r+b") as file:
+        if number != file.fileno():
+            os.dup2(file.fileno(), number, inheritable=False)
+        attempts: list[Callable[[], object]] = [
+            handle.size,
+            handle.flush,
+            lambda: handle.read(1, 0),
+            lambda: handle.read_into(bytearray(1), 0),
+            lambda: handle.write(b"x", 0),
+            lambda: handle.write(b"x", 0, fua=True),
+            lambda: handle.trim(0, 8),
+            lambda: handle.zero(0, 8),
+            lambda: handle.extents(0, 8),
+            lambda: handle.cache(0, 8),
+        ]
+        for attempt in attempts:
+            with pytest.raises(VolumeFailed, match=r"Bad file descriptor|An earlier flush"):
+                attempt()
+        if number != file.fileno():
+            os.close(number)
+    assert other.read_bytes() == b"precious"
 
 
 def test_a_descriptor_does_not_reach_child_processes(handle: Handle) -> None:
