@@ -1,7 +1,9 @@
 """What the command line prints: JSON, tables, sizes, and text from outside made safe to show."""
 
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,10 +135,19 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: i
     for row in rows:
         grid.add_row(*(Text(shown(cell)) for cell in row))
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(width=None if terminal else _UNLIMITED_WIDTH, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(Padding(grid, (0, 0, 0, indent), expand=False))
-    for row_text in captured.get().splitlines():
+    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED_WIDTH
+    rendered = io.StringIO()
+    console = Console(
+        file=rendered,
+        width=width,
+        force_terminal=terminal,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    console.print(Padding(grid, (0, 0, 0, indent), expand=False))
+    for row_text in rendered.getvalue().splitlines():
         text(row_text.rstrip())
 
 

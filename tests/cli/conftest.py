@@ -2,7 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from nbdresize.config import StateDirectory
+from nbdresize.control.control import Control
+from nbdresize.units import SizeRequest
 from tests.cli.command import Command, Inside
+
+GIB = 2**30
 
 
 @pytest.fixture
@@ -14,7 +19,8 @@ def nbdresize(tmp_path: Path) -> Command:
 @pytest.fixture
 def web1(nbdresize: Command) -> Command:
     """The command, with a VM web1: budget 100 GiB, disk0 of 20 GiB, disk1 of 5 GiB."""
-    nbdresize("vm", "create", "web1", "--disk-space", "100G", "--disk", "20G", "--disk", "5G").ok()
+    with Control.open(StateDirectory(nbdresize.root)) as control:
+        control.create_vm("web1", 100 * GIB, [SizeRequest(exact=20 * GIB), SizeRequest(exact=5 * GIB)])
     return nbdresize
 
 

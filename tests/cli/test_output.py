@@ -47,25 +47,31 @@ def test_an_encoding_without_arrows_is_enough(web1: Command) -> None:
     web1("vm", "show", "Zoë", **plain).failed(3, "InvalidArgument")
 
 
-def test_a_reader_that_stops_reading_ends_it_quietly(web1: Command) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_stops_reading_ends_it_quietly(unbuffered: str, web1: Command) -> None:
     """As `nbdresize vm list | head -1` does; here the reader has gone before the first byte."""
     for command in (("vm", "list"), ("vm", "list", "--json"), ("status",), ("size", "--help")):
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "wb") as pipe:
             done = subprocess.run(
-                [PROGRAM, *command], stdout=pipe, stderr=subprocess.PIPE, env=web1.environment(), timeout=SECONDS
+                [PROGRAM, *command],
+                stdout=pipe,
+                stderr=subprocess.PIPE,
+                env=web1.environment(PYTHONUNBUFFERED=unbuffered),
+                timeout=SECONDS,
             )
         assert (done.returncode, done.stderr) == (1 if "--help" in command else 141, b"")  # typer itself prints help
 
 
-def test_a_full_disk_under_the_output_is_told(web1: Command) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_told(unbuffered: str, web1: Command) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [PROGRAM, "vm", "list"],
             stdout=full,
             stderr=subprocess.PIPE,
-            env=web1.environment(),
+            env=web1.environment(PYTHONUNBUFFERED=unbuffered),
             timeout=SECONDS,
         )
     assert done.returncode == 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nbdresize.config import StateDirectory
-from tests.cli.command import Command
+from tests.cli.command import Command, Inside
 
 GIB = 2**30
 DISK_KEYS = ["slot", "size", "boot", "image", "pci_slot", "generation", "pending_size", "export"]
@@ -43,8 +43,8 @@ def test_the_list_of_disks_has_the_documented_shape(web1: Command) -> None:
     }
 
 
-def test_a_vm_from_creation_to_deletion(nbdresize: Command) -> None:
-    created = nbdresize(
+def test_a_vm_from_creation_to_deletion(inside: Inside) -> None:
+    created = inside(
         "vm",
         "create",
         "web1",
@@ -60,85 +60,85 @@ def test_a_vm_from_creation_to_deletion(nbdresize: Command) -> None:
     ).ok()
     assert list(created.json) == ["name", "owner", "total_space", "used_space", "free_space", "disks"]
     assert [disk["size"] for disk in created.json["disks"]] == [20 * GIB, 80 * GIB]
-    assert nbdresize("vm", "show", "web1", "--json").ok().json == created.json
-    assert nbdresize("vm", "list", "--json").ok().json == {"vms": [created.json]}
+    assert inside("vm", "show", "web1", "--json").ok().json == created.json
+    assert inside("vm", "list", "--json").ok().json == {"vms": [created.json]}
 
-    updated = nbdresize("vm", "update", "web1", "--disk-space", "200G", "--json").ok().json
+    updated = inside("vm", "update", "web1", "--disk-space", "200G", "--json").ok().json
     assert updated == {**created.json, "total_space": 200 * GIB, "free_space": 100 * GIB}
 
-    assert nbdresize("vm", "delete", "web1", "--yes", "--json").ok().json == {"vm": "web1", "deleted": True}
-    assert nbdresize("vm", "list", "--json").ok().json == {"vms": []}
-    assert "vm create" in nbdresize("vm", "list").ok().out
-    assert list(StateDirectory(nbdresize.root).volumes.iterdir()) == []
+    assert inside("vm", "delete", "web1", "--yes", "--json").ok().json == {"vm": "web1", "deleted": True}
+    assert inside("vm", "list", "--json").ok().json == {"vms": []}
+    assert "vm create" in inside("vm", "list").ok().out
+    assert list(StateDirectory(inside.root).volumes.iterdir()) == []
 
 
-def test_a_disk_from_adding_to_deletion(web1: Command) -> None:
-    added = web1("disk", "add", "web1", "10G", "--json").ok().json
+def test_a_disk_from_adding_to_deletion(web1: Command, inside: Inside) -> None:
+    added = inside("disk", "add", "web1", "10G", "--json").ok().json
     assert list(added) == ["vm", *DISK_KEYS]
     assert (added["slot"], added["size"], added["export"]) == ("disk2", 10 * GIB, "web1/disk2")
 
-    grown = web1("disk", "resize", "web1", "disk2", "+5G", "--json").ok().json
+    grown = inside("disk", "resize", "web1", "disk2", "+5G", "--json").ok().json
     assert list(grown) == ["vm", "disk", "old_size", "size", "generation", "cause", "operation", "stages"]
     assert (grown["vm"], grown["disk"], grown["old_size"], grown["size"]) == ("web1", "disk2", 10 * GIB, 15 * GIB)
     assert (grown["generation"], grown["cause"]) == (2, "as_requested")
     assert [stage["name"] for stage in grown["stages"]] == ["volume", "ledger", "servers"]
     assert all(stage["done"] and stage["seconds"] >= 0 for stage in grown["stages"])
 
-    assert web1("disk", "resize", "web1", "disk2", "remaining", "--json").ok().json["size"] == 75 * GIB
-    shrunk = web1("disk", "resize", "web1", "disk2", "1G", "--dangerous-allow-shrink", "--json").ok().json
+    assert inside("disk", "resize", "web1", "disk2", "remaining", "--json").ok().json["size"] == 75 * GIB
+    shrunk = inside("disk", "resize", "web1", "disk2", "1G", "--dangerous-allow-shrink", "--json").ok().json
     assert (shrunk["old_size"], shrunk["size"]) == (75 * GIB, GIB)
 
-    deleted = web1("disk", "delete", "web1", "disk2", "--yes", "--json").ok().json
+    deleted = inside("disk", "delete", "web1", "disk2", "--yes", "--json").ok().json
     assert deleted == {"vm": "web1", "disk": "disk2", "deleted": True}
-    assert len(web1("disk", "list", "web1", "--json").ok().json["disks"]) == 2
+    assert len(inside("disk", "list", "web1", "--json").ok().json["disks"]) == 2
 
 
-def test_a_resize_prints_where_the_new_size_has_arrived(web1: Command) -> None:
-    first, *stages = web1("disk", "resize", "web1", "disk0", "30G").ok().out.splitlines()
+def test_a_resize_prints_where_the_new_size_has_arrived(web1: Command, inside: Inside) -> None:
+    first, *stages = inside("disk", "resize", "web1", "disk0", "30G").ok().out.splitlines()
     assert first == "web1/disk0: 20 GiB → 30 GiB"
     assert [line.split()[0] for line in stages] == ["volume", "ledger", "servers"]
     assert "20 GiB → 30 GiB" in stages[0]
     assert all(line.startswith("  ") and line.endswith(("ms", "s")) for line in stages)
-    assert web1("disk", "resize", "web1", "disk0", "30G").ok().out == "web1/disk0: 30 GiB already\n"
-    exact = web1("disk", "resize", "web1", "disk0", "31G", "--bytes").ok().out
+    assert inside("disk", "resize", "web1", "disk0", "30G").ok().out == "web1/disk0: 30 GiB already\n"
+    exact = inside("disk", "resize", "web1", "disk0", "31G", "--bytes").ok().out
     assert exact.startswith(f"web1/disk0: {30 * GIB} → {31 * GIB}\n")
 
 
-def test_a_repeated_operation_happens_once(web1: Command) -> None:
+def test_a_repeated_operation_happens_once(web1: Command, inside: Inside) -> None:
     words = ("disk", "resize", "web1", "disk0", "+10G", "--operation-id", "retry-1", "--json")
-    first = web1(*words).ok().json
-    again = web1(*words).ok().json
+    first = inside(*words).ok().json
+    again = inside(*words).ok().json
     assert first["operation"] == again["operation"] == "retry-1"
     assert first["size"] == again["size"] == 30 * GIB
-    assert web1("disk", "list", "web1", "--json").ok().json["disks"][0]["size"] == 30 * GIB
+    assert inside("disk", "list", "web1", "--json").ok().json["disks"][0]["size"] == 30 * GIB
 
 
-def test_numbers_stand_below_each_other(web1: Command) -> None:
-    web1("vm", "create", "db", "--disk-space", "4M", "--disk", "4096").ok()
-    header, *rows = web1("vm", "list", "--bytes").ok().out.splitlines()
+def test_numbers_stand_below_each_other(web1: Command, inside: Inside) -> None:
+    inside("vm", "create", "db", "--disk-space", "4M", "--disk", "4096").ok()
+    header, *rows = inside("vm", "list", "--bytes").ok().out.splitlines()
     for title in ("DISKS", "BUDGET", "USED", "FREE"):
         end = header.index(title) + len(title)
         for row in rows:
             assert row[end - 1].isdigit()
             assert row[end : end + 1] in ("", " ")
-    header, *rows = web1("disk", "list", "web1").ok().out.splitlines()
+    header, *rows = inside("disk", "list", "web1").ok().out.splitlines()
     assert [row[: header.index("SIZE") + 4].split(None, 1)[1] for row in rows[:2]] == ["20 GiB", "5 GiB"]
 
 
-def test_a_table_is_whole_where_no_terminal_limits_it(nbdresize: Command) -> None:
+def test_a_table_is_whole_where_no_terminal_limits_it(inside: Inside) -> None:
     name = "n" * 63
-    nbdresize("vm", "create", name, "--disk-space", "8M", "--disk", "4M", "--owner", "o" * 255).ok()
-    out = nbdresize("vm", "list").ok().out.splitlines()
+    inside("vm", "create", name, "--disk-space", "8M", "--disk", "4M", "--owner", "o" * 255).ok()
+    out = inside("vm", "list").ok().out.splitlines()
     assert len(out) == 2
     assert name in out[1]
     assert "o" * 255 in out[1]
-    assert f"{name}/disk0" in nbdresize("disk", "list", name).ok().out
+    assert f"{name}/disk0" in inside("disk", "list", name).ok().out
 
 
-def test_markup_in_names_is_only_text(nbdresize: Command) -> None:
-    nbdresize("vm", "create", "web1", "--disk-space", "8M", "--owner", "[red]ann[/red] :smile:").ok()
+def test_markup_in_names_is_only_text(inside: Inside) -> None:
+    inside("vm", "create", "web1", "--disk-space", "8M", "--owner", "[red]ann[/red] :smile:").ok()
     for command in (("vm", "list"), ("vm", "show", "web1"), ("status",)):
-        assert "[red]ann[/red] :smile:" in nbdresize(*command).ok().out
+        assert "[red]ann[/red] :smile:" in inside(*command).ok().out
 
 
 def test_the_state_directory_is_named_before_or_after_the_command(tmp_path: Path, web1: Command) -> None:
