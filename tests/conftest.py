@@ -5,6 +5,7 @@ With pytest-xdist all of this happens once, in the process that controls the wor
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(check.stderr.strip())
     for name in [name for name in os.environ if name.startswith("NBDRESIZE_")]:
         del os.environ[name]
+    # As with the environment activated: nbdresize is there, and nbdsh gets a python3 that sees python3-libnbd.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     session = config.stash[SESSION] = TestSession.start()
     config.option.basetemp = config.option.basetemp or str(session.tests)
 
