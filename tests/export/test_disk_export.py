@@ -314,9 +314,11 @@ def test_a_shrink_waits_for_the_write_in_flight_and_then_truncates(
         write = threads.submit(disk.write, b"x" * 4096, SIZE - 4096)
         assert slow.begun.wait(LONG)
         cut = threads.submit(shrink)
-        until(lambda: disk._gate._closed, LONG, "the shrink to close the gate")
-        assert path.stat().st_size == SIZE
-        slow.go.set()
+        try:
+            until(lambda: disk._gate._closed, LONG, "the shrink to close the gate")
+            assert path.stat().st_size == SIZE
+        finally:
+            slow.go.set()
         write.result(LONG)
         cut.result(LONG)
     assert slow.order == ["written", "shrunk"]

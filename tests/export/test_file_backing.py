@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -196,6 +197,33 @@ def test_two_servers_that_grow_one_file_at_the_same_time_never_cut_it(path: Path
             assert sizes == sorted(sizes)
     assert path.stat().st_size == SIZE + 200_000
     assert all(server.record().size == SIZE + 200_000 for server in servers)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("grow", 12_000), ("shrink", 100)])
+def test_no_other_server_changes_the_size_while_one_does(
+    backing: FileBacking, path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
+    changing, go = threading.Event(), threading.Event()
+    change = getattr(backing.volume, kind)
+
+    def slow_change(size: int) -> None:
+        changing.set()
+        assert go.wait(LONG)
+        change(size)
+
+    monkeypatch.setattr(backing.volume, kind, slow_change)
+    other = FileBacking(path, ClientResize.ALL, LARGEST)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(backing.resize, size, SHRINK)
+        assert changing.wait(LONG)
+        try:
+            with pytest.raises(ResourceInUse), changing_size(path, 0.01):
+                raise AssertionError("two changed the size at once")
+            second = threads.submit(other.resize, 20_000, 0)
+        finally:
+            go.set()
+        assert first.result(LONG).size == size
+        assert second.result(LONG).size == path.stat().st_size == 20_000
 
 
 def test_a_change_by_another_server_that_takes_for_ever_is_not_waited_for(path: Path) -> None:

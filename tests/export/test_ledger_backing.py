@@ -269,8 +269,10 @@ def test_a_look_that_began_too_early_is_not_taken_for_ones_own(
         assert slow.read.wait(LONG)
         resize(operator, 2 * SIZE)
         late = threads.submit(disk.read, 1, 2 * SIZE - 1)
-        until(lambda: slow.came == 2, LONG, "the late one to come")
-        slow.go.set()
+        try:
+            until(lambda: slow.came == 2, LONG, "the late one to come")
+        finally:
+            slow.go.set()
         early.result(LONG)
         assert late.result(LONG) == b"\0"
 
@@ -283,8 +285,10 @@ def test_a_flood_of_requests_past_the_end_shares_its_looks(
         first = threads.submit(backing.refresh)
         assert slow.read.wait(LONG)
         flood = [threads.submit(backing.refresh) for _ in range(20)]
-        until(lambda: slow.came == 21, LONG, "all to come")
-        slow.go.set()
+        try:
+            until(lambda: slow.came == 21, LONG, "all to come")
+        finally:
+            slow.go.set()
         for each in (first, *flood):
             each.result(LONG)
     assert slow.looks == 2
