@@ -186,6 +186,8 @@ class Handle:
         if self._lost is None:
             try:
                 os.fdatasync(self._fd)
+            except ValueError as error:  # closed: unlike its kin, fdatasync looks at the number first
+                raise failure("Flushing", self.path, OSError(errno.EBADF, os.strerror(errno.EBADF))) from error
             except OSError as error:
                 self._lost = error
                 raise failure("Flushing", self.path, error) from error
