@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbdresize.errors import StateUnusable
+
 ROOT_VARIABLE = "NBDRESIZE_ROOT"
 
 
@@ -11,11 +13,11 @@ ROOT_VARIABLE = "NBDRESIZE_ROOT"
 class StateDirectory:
     """The paths of everything that is kept under one root.
 
-        ledger.sqlite   VMs, disks, budgets, unfinished changes
-        volumes/        the pool: one file per disk
-        leases/         one lock file per disk: who uses it
-        locks/          one lock file per VM: who changes it
-        run/            one admin socket per running server; the default listening socket
+    ledger.sqlite   VMs, disks, budgets, unfinished changes
+    volumes/        the pool: one file per disk
+    leases/         one lock file per disk: who uses it
+    locks/          one lock file per VM: who changes it
+    run/            one admin socket per running server; the default listening socket
     """
 
     root: Path
@@ -49,12 +51,20 @@ class StateDirectory:
 def state_directory(root: Path | None = None) -> StateDirectory:
     """The state directory at `root`, else where NBDRESIZE_ROOT says, else the user's default.
 
-    The default is the system's for root, `/var/lib/nbdresize`, and `$XDG_DATA_HOME/nbdresize` for others.
+    The default is the system's for root, `/var/lib/nbdresize`, and `$XDG_DATA_HOME/nbdresize` for others. Raises
+    StateUnusable where it can't be told: no home directory, `~` of nobody, a current directory that is gone.
     """
-    if root is None:
-        named = os.environ.get(ROOT_VARIABLE)
-        root = Path(named) if named else _default_root()
-    return StateDirectory(root.expanduser().absolute())
+    try:
+        if root is None:
+            named = os.environ.get(ROOT_VARIABLE)
+            root = Path(named) if named else _default_root()
+        return StateDirectory(root.expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise StateUnusable(
+            f"Where the state directory {'' if root is None else repr(str(root)) + ' '}lies can't be told ({reason})",
+            f"give a whole path with --root or {ROOT_VARIABLE}",
+        ) from None
 
 
 def _default_root() -> Path:

@@ -7,8 +7,11 @@ import typer
 
 from nbdresize.cli import options, output, views
 from nbdresize.cli.output import Column
+from nbdresize.errors import ServerFailed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nbdresize.config import StateDirectory
     from nbdresize.control.model import VM
 
@@ -47,7 +50,6 @@ def _servers(state: "StateDirectory") -> list[_Json]:
     from nbdresize.control import admin_client
 
     clients = admin_client.ask_all(state, {"command": "clients"})
-    counters = {answer.path: answer.reply for answer in admin_client.ask_all(state, {"command": "counters"})}
     servers = []
     for answer in clients:
         reply = answer.reply or {}
@@ -60,11 +62,21 @@ def _servers(state: "StateDirectory") -> list[_Json]:
                 "uris": _list(about.get("uris")),
                 "started": about.get("started"),
                 "clients": [client for client in _list(reply.get("clients")) if isinstance(client, dict)],
-                "counters": _dict((counters.get(answer.path) or {}).get("counters")),
+                "counters": {} if answer.reply is None else _counters(answer.path),
                 "problem": answer.problem or reply.get("error"),
             }
         )
     return servers
+
+
+def _counters(path: "Path") -> _Json:
+    """The counters of a server that has just answered; none where it has ended since."""
+    from nbdresize.control import admin_client
+
+    try:
+        return _dict(admin_client.ask(path, {"command": "counters"}).get("counters"))
+    except ServerFailed:
+        return {}
 
 
 def _dict(value: object) -> _Json:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.model import MAX_DISKS
-from tests.cli.command import Command, Inside
+from tests.cli.command import PROGRAM, SECONDS, Answer, Command, Inside
 
 LONG_NAME = "x" * 300
 HOSTILE_NAMES = [
@@ -172,6 +173,15 @@ def test_a_state_directory_that_can_be_none(tmp_path: Path) -> None:
     assert file.read_text() == "in the way"
 
 
+def test_a_state_directory_of_nobody(nbdresize: Command, tmp_path: Path) -> None:
+    nbdresize("--root", "~nobody-of-that-name/state", "vm", "list").failed(11, "StateUnusable")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'cd "$1" && rmdir "$1" && exec "$0" --root state vm list'
+    done = subprocess.run(["/bin/sh", "-c", script, PROGRAM, gone], capture_output=True, text=True, timeout=SECONDS)
+    Answer(done.returncode, done.stdout, done.stderr).failed(11, "StateUnusable")
+
+
 def test_a_ledger_that_is_none(web1: Command) -> None:
     StateDirectory(web1.root).ledger.write_bytes(b"this is no database" * 1000)
     for command in (("vm", "list"), ("status",), ("disk", "resize", "web1", "disk0", "30G")):
@@ -250,3 +260,15 @@ def test_a_bug_is_one_line_and_a_traceback_only_on_request(web1: Command, tmp_pa
     assert "RuntimeError: planted\\nbug" in line
     assert "report" in line
     assert "Traceback" in web1("vm", "list", PYTHONPATH=str(tmp_path), NBDRESIZE_DEBUG="1").err
+
+
+def test_ctrl_c_while_modules_are_loaded_is_as_quiet_as_later(nbdresize: Command, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    answer = nbdresize("vm", "list", PYTHONPATH=str(tmp_path))
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
+
+
+def test_ctrl_c_in_the_middle_of_a_command(web1: Command, tmp_path: Path) -> None:
+    (tmp_path / "sqlalchemy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    answer = web1("vm", "list", PYTHONPATH=str(tmp_path))
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
