@@ -161,9 +161,10 @@ class Handshaking:
             self._close_export()
             self._send(self._machine.refuse(_refusal(error), str(error)))
             return
-        self._send(self._machine.accept(info))
+        answer = self._machine.accept(info)
         if not wanted.enters:
             self._close_export()
+        self._send(answer)
 
     def _open(self, name: str) -> Export:
         return self._access.exports.open(name, read_only=self._access.read_only, client=self._client)
