@@ -110,6 +110,16 @@ class NativeServer(Server):
         until(lambda: self.counters()["connections"] == 0, what="the exports of earlier clients to be closed")
 
     @property
+    def threads(self) -> int:
+        """How many threads it has."""
+        return int(psutil.Process(self.pid).num_threads())
+
+    @property
+    def files(self) -> int:
+        """How many files and sockets it has open."""
+        return int(psutil.Process(self.pid).num_fds())
+
+    @property
     def resident(self) -> int:
         """The memory that it has, in bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
