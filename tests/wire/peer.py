@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import resource
+import select
 import socket
 import struct
 import sys
@@ -247,10 +248,12 @@ class RawClient:
     @property
     def ended(self) -> bool:
         """The server has closed the connection, and everything that it sent has been received."""
-        try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        if not poll.poll(0):
             return False
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) == b""
         except ConnectionError:
             return True
 
