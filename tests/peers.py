@@ -45,7 +45,8 @@ class Server:
     """A program that runs until it is told to end; its standard error goes to `log`."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.command = command
+        # Whoever runs the tests in the background or under nohup has signals ignored, and children inherit that.
+        self.command = ["env", "--default-signal=INT,HUP,TERM,QUIT", *command]
         self.log = log
         self.environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
@@ -59,8 +60,8 @@ class Server:
     def pid(self) -> int:
         return self.process.pid
 
-    def start(self) -> None:
-        """Start it, and return once it is ready."""
+    def begin(self) -> None:
+        """Start it, and don't wait for anything."""
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -70,6 +71,10 @@ class Server:
                 text=True,
                 env=self.environment,
             )
+
+    def start(self) -> None:
+        """Start it, and return once it is ready."""
+        self.begin()
         try:
             self.wait_ready()
         except BaseException:
@@ -127,13 +132,14 @@ class Serve(Server):
         self,
         *arguments: str | Path,
         directory: Path,
+        front: str = "nbdkit",
         root: Path | None = None,
         tcp: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.socket = directory / "nbd.sock"
         self.pid_file = directory / "serve.pid"
-        where: list[str | Path] = ["--socket", self.socket, "--pid-file", self.pid_file]
+        where: list[str | Path] = ["--front", front, "--socket", self.socket, "--pid-file", self.pid_file]
         if tcp:
             where += ["--tcp", "localhost:0"]
         # A state directory that can't be, where none is meant: nothing of the machine's own is ever touched.

@@ -23,7 +23,8 @@ class Process:
     `listening` sockets become its descriptors 3, 4, …, and LISTEN_FDS and LISTEN_PID tell it so (sd_listen_fds(3));
     `passed` descriptors get the numbers after them. A `detached` child has a session of its own, so that Ctrl-C on
     the terminal reaches only the supervisor, and is killed by the kernel when the supervisor dies, however that dies.
-    (The kernel binds this to the thread that starts it, which therefore has to be the main one.)
+    (The kernel binds this to the thread that starts it, which therefore has to be the main one; and the child may ask
+    for something else, as nbdkit does, so our plugin asks again.)
     """
 
     def __init__(
@@ -98,7 +99,8 @@ def _become(
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if supervisor is not None:
             os.setsid()
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
+                raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
             if os.getppid() != supervisor:  # it died before the kernel was told
                 os._exit(_FAILED_TO_START)
             nothing = os.open(os.devnull, os.O_RDWR)

@@ -18,6 +18,7 @@ from nbdresize.serving.front import Front, environment
 from nbdresize.serving.listening import Listener, UnixListener, listen_tcp
 from nbdresize.serving.options import ServeOptions, Tls
 from nbdresize.serving.process import Process
+from nbdresize.serving.signals import EndSignals
 from nbdresize.serving.supervisor import Supervisor
 
 MOST_WORKERS = 64
@@ -54,7 +55,7 @@ def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[
     if not 1 <= place.workers <= MOST_WORKERS:
         raise InvalidArgument(f"{place.workers} workers", f"give between 1 and {MOST_WORKERS}")
     front.check(options)
-    with ExitStack() as stack:
+    with EndSignals() as signals, ExitStack() as stack:  # first the signals, so that none finds anything half made
         run_directory = place.run_directory or stack.enter_context(_temporary_directory())
         listeners = _listen(place, run_directory, stack)
         uris = [uri(listener, options.tls) for listener in listeners]
@@ -65,6 +66,7 @@ def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[
             place.workers,
             run_directory,
             front.name,
+            signals,
         )
 
         def on_ready() -> Process | None:

@@ -15,16 +15,14 @@ How it ends (all of it from outside of the workers, so that nothing that a worke
 import os
 import selectors
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from nbdresize.errors import ProgramMissing, ServerFailed
 from nbdresize.serving.listening import Listener
-from nbdresize.serving.process import HANDLED, Process
+from nbdresize.serving.process import Process
+from nbdresize.serving.signals import EndSignals
 from nbdresize.serving.worker import MOST_FAILED_STARTS, Worker, say
 
 END_SECONDS = 10.0
@@ -50,34 +48,35 @@ class Supervisor:
         count: int,
         run_directory: Path,
         front: str,
+        signals: EndSignals,
     ) -> None:
         self._command_line = command_line
         self._env = env
         self._listeners = listeners
         self._sockets = [listening.fileno() for listener in listeners for listening in listener.sockets]
         self._selector = selectors.DefaultSelector()
-        self._signals = 0
+        self._signals = signals
+        self._selector.register(signals, selectors.EVENT_READ)
         self._end_reading, self._end_writing = os.pipe2(os.O_CLOEXEC)
         self._workers = [Worker(self._start_process, run_directory, front) for _ in range(count)]
         self._command: Process | None = None
 
     def run(self, on_ready: Callable[[], Process | None]) -> int:
         """Serve until the end; the exit code: that of the command, else 0. Raises ServerFailed, ProgramMissing."""
-        with self._watching_signals():
-            try:
-                self._serve(until_ready=True)
-                if not self._signals:
-                    self._run_beside(on_ready())
-                self._serve()
-            finally:
-                self._end()
+        try:
+            self._serve(until_ready=True)
+            if not self._signals.count:
+                self._run_beside(on_ready())
+            self._serve()
+        finally:
+            self._end()
         return self._exit_code()
 
     # While it serves
 
     def _serve(self, *, until_ready: bool = False) -> None:
         """Keep the workers running until all are ready, or else until the end has come."""
-        while not self._signals and not self._command_ended():
+        while not self._signals.count and not self._command_ended():
             now = time.monotonic()
             self._start_due(now)
             ready = [worker.check_ready(now) for worker in self._workers]
@@ -105,7 +104,7 @@ class Supervisor:
 
     def _look_after_ended(self, now: float) -> None:
         for worker in self._workers:
-            if self._signals or worker.process is None or not worker.process.ended():
+            if self._signals.count or worker.process is None or not worker.process.ended():
                 continue
             self._unregister(worker)
             what = worker.ended(now)
@@ -134,8 +133,8 @@ class Supervisor:
     def _wait(self, seconds: float | None, *, ending: bool = False) -> None:
         """Wait for an event, or `seconds`; pass on what workers have said."""
         for key, _ in self._selector.select(seconds):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.recv(4096)  # signals; they are counted already
+            if key.fileobj is self._signals:
+                self._signals.taken()
             elif isinstance(key.fileobj, int) and not key.data.read_stderr(ending=ending):
                 self._selector.unregister(key.fileobj)
 
@@ -153,12 +152,9 @@ class Supervisor:
         for listener in self._listeners:
             listener.stop()
         os.close(self._end_writing)
-        if not self._all_end_within(END_SECONDS, lambda: self._signals > 1):
-            left = sum(1 for worker in running if worker.process is not None and not worker.process.ended())
-            if self._signals < 2 and left:
-                say(
-                    f"nbdresize: {left} of {len(running)} workers had not ended after {END_SECONDS:g} s and were killed"
-                )
+        if not self._all_end_within(END_SECONDS, lambda: self._signals.count > 1):
+            if self._signals.count < 2:
+                say(f"nbdresize: what had not ended within {END_SECONDS:g} s was killed")
             self._signal_all(signal.SIGKILL)
             if not self._all_end_within(_KILLED_SECONDS, lambda: False):
                 say("nbdresize: a worker can't be killed now: the storage below it does not answer")
@@ -206,29 +202,6 @@ class Supervisor:
         if code is None:
             return _AS_A_SHELL_SHOWS_SIGNALS + signal.SIGKILL
         return code if code >= 0 else _AS_A_SHELL_SHOWS_SIGNALS - code
-
-    # Signals
-
-    @contextmanager
-    def _watching_signals(self) -> Iterator[None]:
-        """Count signals that ask for the end, and wake the loop up for each."""
-        reading, writing = socket.socketpair()
-        reading.setblocking(False)
-        writing.setblocking(False)
-        self._selector.register(reading, selectors.EVENT_READ, None)
-        before = {number: signal.signal(number, self._count_signal) for number in HANDLED}
-        wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            reading.close()
-            writing.close()
-
-    def _count_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
 
 
 def _check_starts(worker: Worker) -> None:

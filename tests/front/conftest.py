@@ -1,14 +1,17 @@
 """What the fronts serve in these tests: a disk of a ledger, or a single file, behind one `nbdresize serve`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbd
 import pytest
 
-from tests.peers import PROGRAM, Serve, run
+from nbdresize.config import StateDirectory
+from nbdresize.control.control import Control
+from nbdresize.units import SizeRequest
+from tests.peers import Serve
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -32,7 +35,8 @@ class Kind:
         if self.root is None:
             os.truncate(self.volume, size)
         else:
-            run(PROGRAM, "disk", "resize", "web1", "disk0", str(size), NBDRESIZE_ROOT=str(self.root))
+            with Control.open(StateDirectory(self.root), create=False) as control:
+                control.resize_disk("web1", "disk0", SizeRequest(exact=size))
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,6 @@ class Served:
         return connect(self.uri, structured=structured)
 
 
-Serving = Callable[..., Serve]
-
-
 def connect(uri: str, *, structured: bool = True) -> nbd.NBD:
     """A libnbd handle, connected."""
     handle = nbd.NBD()
@@ -83,18 +84,18 @@ def front(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def make_ledger(directory: Path, *disks: str) -> Path:
-    """A state directory with the VM web1 and these disks; its root."""
+def make_ledger(directory: Path, *disks: int) -> Path:
+    """A state directory with the VM web1 and disks of these sizes; its root."""
     root = directory / "state"
-    given = [argument for disk in disks for argument in ("--disk", disk)]
-    run(PROGRAM, "vm", "create", "web1", "--disk-space", str(BUDGET), *given, NBDRESIZE_ROOT=str(root))
+    with Control.open(StateDirectory(root)) as control:
+        control.create_vm("web1", BUDGET, [SizeRequest(exact=size) for size in disks])
     return root
 
 
 @pytest.fixture
 def ledger_root(tmp_path: Path) -> Path:
     """A state directory with one VM, web1, and one disk of SIZE bytes."""
-    return make_ledger(tmp_path, str(SIZE))
+    return make_ledger(tmp_path, SIZE)
 
 
 def ledger_kind(root: Path) -> Kind:
@@ -112,11 +113,11 @@ def file_kind(directory: Path) -> Kind:
 @pytest.fixture(params=("ledger", "file"))
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     """Each kind of thing that can be served, in turn."""
-    return file_kind(tmp_path) if request.param == "file" else ledger_kind(make_ledger(tmp_path, str(SIZE)))
+    return file_kind(tmp_path) if request.param == "file" else ledger_kind(make_ledger(tmp_path, SIZE))
 
 
 @pytest.fixture
 def served(front: str, kind: Kind, tmp_path: Path) -> Iterator[Served]:
     """Every kind behind every front."""
-    with Serve("--front", front, *kind.arguments, directory=tmp_path, root=kind.root) as server:
+    with Serve(*kind.arguments, front=front, directory=tmp_path, root=kind.root) as server:
         yield Served(server, kind)

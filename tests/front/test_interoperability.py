@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import nbd
@@ -164,12 +165,13 @@ def test_a_client_with_simple_replies(served: Served) -> None:
 def test_requests_past_the_end_get_their_errno(served: Served) -> None:
     client = served.connect()
     client.set_strict_mode(0)
-    for request, number in (
+    requests: list[tuple[Callable[[], object], int]] = [
         (lambda: client.pread(512, SIZE), errno.EINVAL),
         (lambda: client.pwrite(bytes(512), SIZE), errno.ENOSPC),
         (lambda: client.zero(512, SIZE), errno.ENOSPC),
         (lambda: client.trim(512, SIZE), errno.EINVAL),
-    ):
+    ]
+    for request, number in requests:
         with pytest.raises(nbd.Error) as refused:
             request()
         assert refused.value.errnum == number
@@ -212,7 +214,8 @@ def test_fio_verifies_every_block_while_the_disk_grows(served: Served, tmp_path:
         "--bs=4k-64k",
         f"--size={SIZE // 2}",
         "--iodepth=16",
-        "--loops=2",
+        "--time_based",
+        "--runtime=5",
         "--verify=crc32c",
         "--verify_fatal=1",
         "--randrepeat=1",
