@@ -107,7 +107,7 @@ def _show_servers(servers: Sequence[_Json]) -> None:
         Column("SERVER", right=True),
         Column("FRONT"),
         Column("CLIENTS", right=True),
-        Column("SINCE"),
+        Column("SINCE (UTC)"),
         Column("URI"),
     ]
     rows = []
@@ -128,7 +128,7 @@ def _show_clients(servers: Sequence[_Json], *, exact: bool) -> None:
         Column("CLIENT OF"),
         Column("SERVER", right=True),
         Column("MODE"),
-        Column("SINCE"),
+        Column("SINCE (UTC)"),
         Column("REQUESTS", right=True),
         Column("READ", right=True),
         Column("WRITTEN", right=True),

@@ -13,6 +13,8 @@ import pytest
 from nbdresize.cli.main import run
 
 PROGRAM = Path(sys.executable).parent / "nbdresize"
+INTERRUPTIBLE = ("env", "--default-signal=INT", PROGRAM)
+"""The program, for Ctrl-C to reach it although a shell has started the tests in its background, ignoring SIGINT."""
 SECONDS = 100.0
 
 
@@ -65,7 +67,7 @@ class Command:
 
     def __call__(self, *arguments: str | bytes | Path, **environment: str) -> Answer:
         done = subprocess.run(
-            [PROGRAM, *arguments],
+            [*INTERRUPTIBLE, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=self.environment(**environment),
@@ -76,7 +78,7 @@ class Command:
     def start(self, *arguments: str | Path, **environment: str) -> "subprocess.Popen[bytes]":
         """Start it, with pipes for its output."""
         return subprocess.Popen(
-            [PROGRAM, *arguments],
+            [*INTERRUPTIBLE, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """Every error a user can make ends in one line, with the exit code of its class, and changes nothing."""
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.model import MAX_DISKS
 from tests.cli.command import PROGRAM, SECONDS, Answer, Command, Inside
+from tests.filesystems import mounted, run
 
 LONG_NAME = "x" * 300
 HOSTILE_NAMES = [
@@ -180,6 +182,30 @@ def test_a_state_directory_of_nobody(nbdresize: Command, tmp_path: Path) -> None
     script = 'cd "$1" && rmdir "$1" && exec "$0" --root state vm list'
     done = subprocess.run(["/bin/sh", "-c", script, PROGRAM, gone], capture_output=True, text=True, timeout=SECONDS)
     Answer(done.returncode, done.stdout, done.stderr).failed(11, "StateUnusable")
+
+
+def test_a_state_directory_on_a_full_or_read_only_file_system(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path, size=4 << 20) as point:
+        nbdresize = Command(point / "state")
+        nbdresize("vm", "create", "web1", "--disk-space", "100G", "--disk", "1G").ok()
+        changes = (
+            ("vm", "create", "web2", "--disk-space", "10G", "--disk", "1G"),
+            ("disk", "add", "web1", "1G"),
+            ("disk", "resize", "web1", "disk0", "+1G"),
+        )
+        with contextlib.suppress(OSError), (point / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(65536))
+        for words in changes:
+            nbdresize(*words).failed(11, "StateUnusable")
+        (point / "filler").unlink()
+        run("mount", "-o", "remount,ro", point)
+        for words in changes:
+            nbdresize(*words).failed(11, "StateUnusable")
+        run("mount", "-o", "remount,rw", point)
+        (vm,) = nbdresize("vm", "list", "--json").ok().json["vms"]
+        assert [disk["size"] for disk in vm["disks"]] == [2**30]
+        assert len(list(StateDirectory(point / "state").volumes.iterdir())) == 1
 
 
 def test_a_ledger_that_is_none(web1: Command) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbdresize.cli import output
-from tests.cli.command import PROGRAM, SECONDS, Command
+from tests.cli.command import INTERRUPTIBLE, PROGRAM, SECONDS, Command
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class Terminal:
         self._controller, terminal = pty.openpty()
         try:
             self._process = subprocess.Popen(
-                [PROGRAM, *arguments],
+                [*INTERRUPTIBLE, *arguments],
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,

@@ -1,4 +1,4 @@
-"""`size` and `grow` over NBD, against our own server on nbdkit."""
+"""`size` and `grow` over NBD, against our own server on either front."""
 
 import json
 import signal
@@ -16,9 +16,9 @@ GIB = 2**30
 RECORD_KEYS = ["uri", "export", "size", "generation", "minimum", "maximum", "granularity", "features"]
 
 
-@pytest.fixture
-def server(web1: Command, tmp_path: Path) -> Iterator[Serve]:
-    with Serve(directory=tmp_path, root=web1.root) as serve:
+@pytest.fixture(params=["native", "nbdkit"])
+def server(request: pytest.FixtureRequest, web1: Command, tmp_path: Path) -> Iterator[Serve]:
+    with Serve("--front", request.param, directory=tmp_path, root=web1.root, tcp=True) as serve:
         yield serve
 
 
@@ -37,6 +37,9 @@ def test_the_size_of_a_disk(web1: Command, server: Serve) -> None:
     exact = web1("size", uri, "--bytes").ok().out
     assert str(95 * GIB) in exact
     assert web1("size", server.uri("web1/disk0@size"), "--json").ok().json["size"] == 20 * GIB
+    by_tcp = server.uri("web1/disk0", number=1)
+    assert by_tcp.startswith("nbd://")
+    assert web1("size", by_tcp, "--json").ok().json == {**answer, "uri": by_tcp}
 
 
 def test_a_disk_is_grown_by_every_kind_of_size(web1: Command, server: Serve) -> None:
