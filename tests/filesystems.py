@@ -29,6 +29,7 @@ _PACKAGES = {
     "mkfs.btrfs": "btrfs-progs",
     "fincore": "util-linux",
     "strace": "strace",
+    "chattr": "e2fsprogs",
 }
 _MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F"),

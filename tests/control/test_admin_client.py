@@ -74,13 +74,13 @@ def mute(connection: socket.socket, _: bytes) -> None:
 
 
 def endless(connection: socket.socket, _: bytes) -> None:
-    for _ in range(10):
+    for _i in range(10):
         connection.sendall(b"x" * (1 << 20))
 
 
 def slow_drip(connection: socket.socket, _: bytes) -> None:
     """A byte now and then, so that no single receive ever times out."""
-    for _ in range(3000):
+    for _i in range(3000):
         connection.sendall(b" ")
         time.sleep(0.01)
 
