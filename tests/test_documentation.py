@@ -15,7 +15,7 @@ WRITTEN = [*PAGES, CHECKOUT / "CHANGELOG.md"]
 def test_every_example_of_a_page_works_in_the_order_of_the_page(page: Path, tmp_path: Path) -> None:
     place = tmp_path / "d"
     place.mkdir()
-    for name in ("plugins", "scripts"):
+    for name in (".venv", "plugins", "scripts"):
         (place / name).symlink_to(CHECKOUT / name)
     with Shell(place) as shell:
         for block in blocks(page):
