@@ -11,8 +11,10 @@ from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError,
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.protocol.constants import (
     NBD_CMD_FLAG_CANCEL,
+    NBD_CMD_FLAG_FIT,
     NBD_CMD_FLAG_NOTIFY,
     NBD_CMD_FLAG_QUERY,
+    NBD_CMD_FLAG_SHRINK,
     NBD_CMD_FLAG_SIZE,
 )
 from nbdresize.protocol.server_replies import Replies, SizeReply
@@ -85,7 +87,7 @@ class Resizing:
     def _change(self, request: Request) -> bytes:
         """Change the size, once everything before is done; the reply."""
         self._lane.drain()
-        resized = self._disk.resize(request.offset, request.flags & ~NBD_CMD_FLAG_SIZE)
+        resized = self._disk.resize(request.offset, request.flags & (NBD_CMD_FLAG_SHRINK | NBD_CMD_FLAG_FIT))
         self._own_changes = {resized.generation: resized.cause}
         if request.flags & NBD_CMD_FLAG_SIZE:
             return self._replies.size(request.cookie, request.offset, self._now(resized.cause))
