@@ -1,7 +1,8 @@
 """Unfinished changes of killed processes: finished forwards or undone, with nobody repairing anything by hand.
 
 A creation is undone; a deletion, a grow and a shrink are finished. A grow that can't be finished (the pool is full)
-is undone. Whatever fails here stays open, its reservation stands, and the next operation on the VM tries again.
+is undone. Whatever fails here stays open, its reservation stands, and the next operation on the VM tries again; so
+does a resize whose volume is gone, since its file system may be mounted again. Deleting the disk ends it.
 """
 
 import os
@@ -164,18 +165,9 @@ def undo_shrink(site: Site, disk: Disk, intent: Intent, volume: Volume) -> None:
         records.drop_intent(connection, intent.id)
 
 
-def is_missing(site: Site, disk: Disk) -> bool:
-    """Whether the disk's volume has been deleted behind our back."""
-    return disk.volume not in site.pool.names()
-
-
 def _complete_resize(site: Site, entry: Entry, intent: Intent) -> None:
     disk = entry.disk_by_id(intent.disk_id)
     volume = site.pool.volume(disk.volume)
-    if is_missing(site, disk):
-        with site.ledger.deciding() as connection:
-            records.drop_intent(connection, intent.id)
-        return
     if intent.resize.grows:
         try:
             volume.grow(intent.resize.new_size)

@@ -166,14 +166,32 @@ def test_a_volume_changed_behind_our_back_is_named_and_its_disk_can_be_deleted(
     assert problems(state) == []
 
 
-def test_an_unfinished_resize_of_a_volume_that_is_gone_is_given_up(vm: Control, state: StateDirectory) -> None:
-    die_in(FileVolume, "grow", lambda: vm.resize_disk("vm", "disk1", BIGGER))
-    volume_of(state, vm.disk("vm", "disk1")).unlink()
+def test_an_unfinished_resize_of_a_volume_that_is_gone_waits_for_it(vm: Control, state: StateDirectory) -> None:
+    """Its file system may just not be mounted."""
+    die_in(FileVolume, "grow", lambda: vm.resize_disk("vm", "disk1", BIGGER), after=True)
+    path = volume_of(state, vm.disk("vm", "disk1"))
+    aside = state.root / "aside"
+    path.rename(aside)
     with Control.open(state) as other:
-        assert (other.disk("vm", "disk1").size, other.disk("vm", "disk1").pending_size) == (2 * MIB, None)
-        with pytest.raises(VolumeFailed, match="no volume"):
-            other.resize_disk("vm", "disk1", BIGGER)
-        other.delete_disk("vm", "disk1")
+        with pytest.raises(VolumeFailed) as caught:
+            other.resize_disk("vm", "disk1", SizeRequest(exact=8 * MIB))
+        assert "earlier resize of vm/disk1" in caught.value.problem
+        assert str(path) in caught.value.problem
+        assert other.vm("vm").used == 6 * MIB
+    aside.rename(path)
+    with Control.open(state) as other:
+        assert (other.disk("vm", "disk1").size, other.disk("vm", "disk1").pending_size) == (4 * MIB, None)
+    assert problems(state) == []
+
+
+def test_a_disk_whose_unfinished_resize_waits_for_a_lost_volume_can_be_deleted(
+    vm: Control, state: StateDirectory
+) -> None:
+    for disk in ("disk1", "disk0"):
+        die_in(FileVolume, "grow", lambda disk=disk: vm.resize_disk("vm", disk, BIGGER))  # type: ignore[misc]
+        volume_of(state, vm.disk("vm", disk)).unlink()
+    vm.delete_disk("vm", "disk1")
+    vm.delete_vm("vm")
     assert problems(state) == []
 
 
