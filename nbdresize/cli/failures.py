@@ -1,5 +1,6 @@
 """How the command line fails: one line on standard error and an exit code, for whatever went wrong."""
 
+import contextlib
 import json
 import os
 import re
@@ -80,10 +81,11 @@ def unwritable(error: OSError, *, as_json: bool) -> int:
 
 
 def _report(name: str, problem: str, way_out: str, *, as_json: bool) -> None:
-    """Print the one line; standard error may be closed, and then there is nobody to tell."""
+    """Print the one line. Where standard error is closed, or full, there is nobody to tell but by the exit code."""
     if as_json:
         text = json.dumps({"error": name, "message": problem, "way_out": way_out})
     else:
         text = output.shown(f"nbdresize: {name}: {problem}: {way_out}" if way_out else f"nbdresize: {name}: {problem}")
     if sys.stderr is not None:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)

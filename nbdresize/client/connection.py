@@ -16,6 +16,7 @@ from typing import Any, Self
 from nbdresize.errors import InvalidArgument, PeerFailed, ProgramMissing, ResourceNotFound
 
 _PARTING_SECONDS = 1.0
+_LONGEST_SHOWN = 300
 
 
 class CommandRefused(Exception):
@@ -37,6 +38,7 @@ class Connection:
         """Connect. Raises ResourceNotFound where the server has no such export, InvalidArgument for a malformed URI,
         ProgramMissing without libnbd."""
         self.uri = uri
+        self.shown = uri if len(uri) <= _LONGEST_SHOWN else uri[:_LONGEST_SHOWN] + "…"
         self.timeout = timeout
         self._nbd = libnbd()
         self._handle: Any = self._nbd.NBD()
@@ -90,13 +92,13 @@ class Connection:
             self._until(lambda: self._handle.aio_is_ready() or self._gone(), deadline)
         except TimeoutError:
             raise PeerFailed(
-                f"No NBD server answered at {self.uri} within {self.timeout:g} s",
+                f"No NBD server answered at {self.shown} within {self.timeout:g} s",
                 "check that it runs, or give --timeout",
             ) from None
         except self._nbd.Error as error:
             raise self._connecting_failed(error, negotiating) from None
         if not self._handle.aio_is_ready():
-            raise PeerFailed(f"The server at {self.uri} ended the connection", "check its log")
+            raise PeerFailed(f"The server at {self.shown} ended the connection", "check its log")
         self._ready = True
 
     def _begin(self, deadline: float) -> None:
@@ -123,12 +125,14 @@ class Connection:
     def _connecting_failed(self, error: Any, negotiating: bool) -> Exception:
         reason = _reason(error)
         if error.errnum == errno.EINVAL and not negotiating:
-            return InvalidArgument(f"{self.uri} is not a URI that libnbd takes ({reason})", "see nbd_connect_uri(3)")
+            return InvalidArgument(f"{self.shown} is not a URI that libnbd takes ({reason})", "see nbd_connect_uri(3)")
         if error.errnum == errno.ENOENT and negotiating:
             return ResourceNotFound(
-                f"The server has no export for {self.uri}", "nbdinfo --list shows what it has, and its log why"
+                f"The server has no export for {self.shown}", "nbdinfo --list shows what it has, and its log why"
             )
-        return PeerFailed(f"The server at {self.uri} can't be used ({reason})", "check that it runs and what it offers")
+        return PeerFailed(
+            f"The server at {self.shown} can't be used ({reason})", "check that it runs and what it offers"
+        )
 
     def _run(self, begin: Callable[[], int], patience: float) -> None:
         """Run one command to its end."""
@@ -141,7 +145,7 @@ class Connection:
         except TimeoutError:
             self._ready = False
             raise PeerFailed(
-                f"The server at {self.uri} did not answer within {limit:g} s", "check it, or give --timeout"
+                f"The server at {self.shown} did not answer within {limit:g} s", "check it, or give --timeout"
             ) from None
         except self._nbd.Error as error:
             raise self._lost(error) from None
@@ -152,11 +156,11 @@ class Connection:
                 raise self._lost(error) from None
             raise CommandRefused(error.errnum) from None
         if not completed:
-            raise PeerFailed(f"The server at {self.uri} ended the connection", "check its log")
+            raise PeerFailed(f"The server at {self.shown} ended the connection", "check its log")
 
     def _lost(self, error: Any) -> PeerFailed:
         self._ready = False
-        return PeerFailed(f"The connection to {self.uri} was lost ({_reason(error)})", "check the server and its log")
+        return PeerFailed(f"The connection to {self.shown} was lost ({_reason(error)})", "check the server and its log")
 
     def _gone(self) -> bool:
         return bool(self._handle.aio_is_dead() or self._handle.aio_is_closed())

@@ -63,7 +63,7 @@ class SizeExport:
         self.connection = Connection(self._where.uri, timeout)
         if self.connection.size < DEVICE_SIZE:
             self.connection.close()
-            raise PeerFailed(f"The server at {self._where.uri} has no size export there", _NO_RECORD)
+            raise PeerFailed(f"The server at {self.connection.shown} has no size export there", _NO_RECORD)
 
     def __enter__(self) -> Self:
         return self
@@ -155,9 +155,9 @@ class SizeExport:
         try:
             record = parse_record(data)
         except InvalidArgument:
-            raise PeerFailed(f"The server at {self._where.uri} answers with no size record", _NO_RECORD) from None
+            raise PeerFailed(f"The server at {self.connection.shown} answers with no size record", _NO_RECORD) from None
         if not (record.minimum <= record.size <= 2**63 and record.granularity > 0):
             raise PeerFailed(
-                f"The server at {self._where.uri} answers with a size record that makes no sense", _NO_RECORD
+                f"The server at {self.connection.shown} answers with a size record that makes no sense", _NO_RECORD
             )
         return record

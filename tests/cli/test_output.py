@@ -90,13 +90,14 @@ def test_closed_standard_streams_do_no_harm(web1: Command) -> None:
         )
         assert done.returncode == code
         assert b"Traceback" not in done.stderr
-    done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$0" vm show nobody 2>&-', PROGRAM],
-        capture_output=True,
-        env=web1.environment(),
-        timeout=SECONDS,
-    )
-    assert done.returncode == 5
+    for redirection in ("2>&-", "2>/dev/full", ">&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$0" vm show nobody {redirection}', PROGRAM],
+            capture_output=True,
+            env=web1.environment(),
+            timeout=SECONDS,
+        )
+        assert done.returncode == 5
 
 
 class Terminal:

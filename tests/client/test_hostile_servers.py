@@ -190,6 +190,12 @@ def test_nobody_listens(tmp_path: Path) -> None:
             SizeExport(f"nbd://127.0.0.1:{unused.getsockname()[1]}/web1/disk0", LONG)
 
 
+def test_a_long_uri_makes_no_long_message(tmp_path: Path) -> None:
+    with pytest.raises(PeerFailed) as caught:
+        SizeExport(f"nbd+unix:///{'x' * 4000}?socket={tmp_path / 'none.sock'}", LONG)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("uri", ["nbd+unix:///web1/disk0", "nbd://localhost:port/web1", "nbds://h/x?tls-certificates="])
 def test_a_uri_that_libnbd_does_not_take_is_refused(uri: str) -> None:
     with pytest.raises((InvalidArgument, PeerFailed)):
