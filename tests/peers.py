@@ -117,9 +117,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End it politely if the test went well, so that a server that does not end fails every test."""
+        """End it politely, so that a server that does not end fails every test."""
         try:
-            if kind is None and self.process.poll() is None:
+            if self.process.poll() is None:
                 self.end()
         finally:
             self.kill()

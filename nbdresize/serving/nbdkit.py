@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nbdresize.errors import InvalidArgument, ProgramMissing, ServerFailed
 from nbdresize.serving.front import Front
-from nbdresize.serving.options import ServeOptions
+from nbdresize.serving.options import ServeOptions, Tls
 
 _PLUGIN = Path(__file__).parents[2] / "plugins" / "nbdresize.py"
 
@@ -31,10 +31,7 @@ def command_line(options: ServeOptions, uris: Sequence[str], run_directory: Path
     arguments = [str(find_nbdkit()), "--foreground", "--log=stderr"]
     if options.read_only:
         arguments.append("--readonly")
-    if options.tls.certificates is not None:
-        arguments += ["--tls=require", f"--tls-certificates={options.tls.certificates.absolute()}"]
-    if options.tls.psk is not None:
-        arguments += ["--tls=require", f"--tls-psk={options.tls.psk.absolute()}"]
+    arguments += _tls_arguments(options.tls)
     arguments += [argument for argument in options.front_arguments if argument.startswith("-")]
     arguments += ["python", str(find_plugin())]
     if options.file is not None:
@@ -53,12 +50,25 @@ def command_line(options: ServeOptions, uris: Sequence[str], run_directory: Path
     return arguments
 
 
+def _tls_arguments(tls: Tls) -> list[str]:
+    if not tls:
+        return []
+    arguments = ["--tls=on" if tls.optional else "--tls=require"]
+    if tls.certificates is not None:
+        arguments.append(f"--tls-certificates={tls.certificates.absolute()}")
+        if tls.verify_peer:
+            arguments.append("--tls-verify-peer")
+    if tls.psk is not None:
+        arguments.append(f"--tls-psk={tls.psk.absolute()}")
+    return arguments
+
+
 def check(options: ServeOptions) -> None:
     """Raises InvalidArgument for what nbdkit can't do, ProgramMissing where it is not installed."""
-    if options.tls.optional or not options.tls.verify_peer or options.max_connections is not None:
+    if options.max_connections is not None:
         raise InvalidArgument(
-            "nbdkit takes no --tls-mode, --no-tls-verify-peer or --max-connections from here",
-            "use --front native, or nbdkit's own options by --nbdkit-argument",
+            "nbdkit does not count its connections by itself",
+            "use --front native, or --nbdkit-argument=--filter=limit --nbdkit-argument=limit=N",
         )
     find_nbdkit()
 
