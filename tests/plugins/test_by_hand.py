@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import nbd
@@ -94,7 +95,11 @@ def test_a_file_cut_under_a_connection_gives_enospc_and_is_not_made_longer(tmp_p
     with Nbdkit(f"file={image}", directory=tmp_path) as server:
         client = connect(server.uri())
         os.truncate(image, MIB)
-        for request in (lambda: client.pread(512, 2 * MIB), lambda: client.pwrite(bytes(512), 2 * MIB)):
+        requests: list[Callable[[], object]] = [
+            lambda: client.pread(512, 2 * MIB),
+            lambda: client.pwrite(bytes(512), 2 * MIB),
+        ]
+        for request in requests:
             with pytest.raises(nbd.Error) as failed:
                 request()
             assert failed.value.errno == "ENOSPC"

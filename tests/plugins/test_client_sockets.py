@@ -30,7 +30,7 @@ def admin(server: Serve) -> Path:
 
 
 def test_dropping_amid_connections_that_come_and_go_hits_no_other(server: Serve) -> None:
-    """One thread opens and closes connections to disk1 and expects them all to work, while those to disk0 are dropped."""
+    """Threads open and close connections to disk1 and expect all to work, while those to disk0 are dropped."""
     ended = threading.Event()
     problems: list[str] = []
 
