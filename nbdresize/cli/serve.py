@@ -148,6 +148,11 @@ def serve(
             pass  # what is wrong with the state directory is told before anything starts
     else:
         _check_file(file)
+        if file.is_block_device() and workers > 1:
+            raise typer.BadParameter(
+                "a block device takes one: it has to know how far the device was in use",
+                param_hint="--workers",
+            )
     served = ServeOptions(
         root=state.root if file is None else None,
         file=file,

@@ -78,6 +78,10 @@ class Backing(ABC):
     def maximum(self) -> int:
         """The largest size in bytes that may be asked for now; at least the present one."""
 
+    def expect_writes(self) -> None:
+        """A client that may write is about to attach. Raises ResourceInUse where only another server may let it."""
+        return
+
     @abstractmethod
     def take_lease(self) -> HeldLease:
         """A shared lease. Raises ResourceInUse where the disk is held exclusively for longer than LEASE_WAIT."""

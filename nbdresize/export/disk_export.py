@@ -217,6 +217,8 @@ def _attach(backing: Backing, read_only: bool) -> tuple[HeldLease, Handle]:
     """A lease and a handle; the size is looked at once the lease is there, which may have waited for a shrink."""
     lease = backing.take_lease()
     try:
+        if not read_only:
+            backing.expect_writes()
         backing.refresh()
         return lease, backing.volume.open(read_only=read_only)
     except BaseException:

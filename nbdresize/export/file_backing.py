@@ -1,14 +1,17 @@
 """A single file or block device behind an export: no ledger, no budget but `--max-size`."""
 
+import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from nbdresize.control.model import Cause
 from nbdresize.errors import InsufficientSpace, NotAuthorized, VolumeFailed
 from nbdresize.export.backing import LEASE_WAIT, Backing, ClientResize, HeldLease, Resized
-from nbdresize.export.file_lease import FileLease, changing_size
+from nbdresize.export.file_lease import FileLease, changing_size, lock_size
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT
+from nbdresize.storage.block import BlockVolume
 from nbdresize.storage.kinds import open_volume
 from nbdresize.units import MAX_SIZE, format_size, round_down
 
@@ -20,8 +23,10 @@ class FileBacking(Backing):
     """The size is that of the file, of any number of bytes; the generation counts the changes that this server saw.
 
     Clients may grow a file up to `max_size`, in bytes; where none is given, they may not. A device can't be changed
-    from here. Once its owner has made it larger, clients see it as it is: with no ledger, nobody knows which of its
-    bytes were offered before, and zeroing those would lose data.
+    from here. Once its owner has made it larger, this zeroes what is new, which may hold anything, and then offers it.
+    Only one server may know which of its bytes were offered before, or the second would zero what clients of the first
+    have written: so one process at a time lets clients write to a device, and only that one notices its growth. What
+    a device holds when its server starts is taken as it is.
     """
 
     def __init__(self, path: Path, policy: ClientResize, max_size: int | None = None, name: str = "") -> None:
@@ -35,13 +40,32 @@ class FileBacking(Backing):
         self.live = LiveSize(self.volume.size(), 1)
         self._path = path
         self._max_size = max_size
+        self._writing = threading.Lock()
+        self._sole_writer: int | None = None
 
     @property
     def description(self) -> str:
         return f"{self._path.name}, {format_size(self.live.size)}"
 
     def _look(self) -> None:
-        self.live.observe(self.volume.size())
+        size = self.volume.size()
+        if self.is_device and size > self.live.size:
+            if self._sole_writer is None:
+                return
+            BlockVolume(self._path, known_size=self.live.size).grow(size)
+        self.live.observe(size)
+
+    def expect_writes(self) -> None:
+        with self._writing:
+            if self.is_device and self._sole_writer is None:
+                self._sole_writer = lock_size(self._path, _CHANGE_WAIT)
+
+    def close(self) -> None:
+        """Let another server have a device's writers; a server that ends does so anyway. Nobody may be attached."""
+        with self._writing:
+            if self._sole_writer is not None:
+                os.close(self._sole_writer)
+                self._sole_writer = None
 
     @property
     def may_shrink(self) -> bool:

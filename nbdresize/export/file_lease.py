@@ -63,14 +63,26 @@ class FileLease:
 @contextmanager
 def changing_size(path: Path, wait: float) -> Iterator[None]:
     """While this lasts, no other process of ours changes the size of the file. Raises ResourceInUse after `wait`."""
+    fd = lock_size(path, wait)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def lock_size(path: Path, wait: float) -> int:
+    """Lock the size of a file or device; a descriptor that keeps it until it is closed. Raises as changing_size."""
     fd = _open(path, os.O_RDWR)
     lock = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _CHANGE_LOCK_OFFSET, 1, 0)
     try:
         if not _poll(lambda: fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock), wait):
-            raise ResourceInUse(f"The size of {path} is being changed", "try again")
-        yield
-    finally:
+            raise ResourceInUse(
+                f"Another server of ours decides on the size of {path}", "let one serve it, or try again"
+            )
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def _open(path: Path, mode: int) -> int:

@@ -227,7 +227,7 @@ def test_no_other_server_changes_the_size_while_one_does(
 
 
 def test_a_change_by_another_server_that_takes_for_ever_is_not_waited_for(path: Path) -> None:
-    with changing_size(path, LONG), pytest.raises(ResourceInUse, match="being changed"), changing_size(path, 0.01):
+    with changing_size(path, LONG), pytest.raises(ResourceInUse, match="Another server"), changing_size(path, 0.01):
         raise AssertionError("two changed the size at once")
     with changing_size(path, 0.01):
         pass
@@ -268,12 +268,43 @@ def test_a_device_is_as_large_as_its_owner_makes_it(tmp_path: Path, sector_size:
                 backing.resize(size, flags)
         assert backing.resize(1 << 20, 0) == Resized(1 << 20, 1, Cause.AS_REQUESTED)
         assert backing.resize((1 << 20) - 1, 0) == Resized(1 << 20, 1, Cause.ROUNDED_UP)
+        reader = DiskExport(backing, read_only=True)
+        image_grows(image, device, 2 << 20)
+        backing.refresh()
+        assert reader.size == 1 << 20, "new bytes are offered only once somebody may zero them"
+        reader.close()
         disk = DiskExport(backing)
-        disk.write(b"x" * 100, 1000)
-        os.truncate(image, 2 << 20)
-        notice_growth(device)
-        disk.write(b"y", (2 << 20) - 1)
         assert (backing.live.size, backing.maximum()) == (2 << 20, 2 << 20)
+        disk.write(b"x" * 100, 1000)
+        image_grows(image, device, 3 << 20)
+        disk.write(b"y", (3 << 20) - 1)
+        assert disk.read((2 << 20) - 1, 1 << 20) == bytes((2 << 20) - 1), "stale bytes are zeroed"
         disk.close()
+        backing.close()
     assert image.read_bytes()[-1:] == b"y"
     assert image.read_bytes()[1000:1100] == b"x" * 100
+
+
+def image_grows(image: Path, device: Path, size: int) -> None:
+    """Make a loop device larger, with bytes of somebody else in the new range."""
+    with image.open("ab") as opened:
+        opened.write(b"stale" * size)
+        opened.truncate(size)
+    notice_growth(device)
+
+
+def test_one_server_at_a_time_lets_clients_write_to_a_device(tmp_path: Path) -> None:
+    image = tmp_path / "device.img"
+    image.write_bytes(bytes(1 << 20))
+    with loop_device(image) as device:
+        first, second = (FileBacking(device, ClientResize.GROW) for _ in range(2))
+        disk = DiskExport(first)
+        file_backing = sys.modules[FileBacking.__module__]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ResourceInUse, match="Another server"):
+            patch.setattr(file_backing, "_CHANGE_WAIT", 0.0)
+            DiskExport(second)
+        DiskExport(second, read_only=True).close()
+        disk.close()
+        first.close()
+        DiskExport(second).close()
+        second.close()
