@@ -42,10 +42,12 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
         if block.elsewhere
         for example in examples(block)
     }
+    scripts = "tests/test_scripts.py"
     assert elsewhere == {
-        "scripts/serve": "tests/test_scripts.py",
-        "scripts/test": "tests/test_scripts.py",
-        "scripts/test --fast": "tests/test_scripts.py",
+        "scripts/serve": scripts,
+        "scripts/test": scripts,
+        "scripts/test --fast": scripts,
+        "scripts/test --fast tests/test_leaks.py": scripts,
         "scripts/lint": "tests/test_lint.py",
     }
 
