@@ -1,6 +1,7 @@
 """What every operation works on: the state directory, its ledger and its pool; and how they are opened."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +63,11 @@ def disk_of(entry: records.Entry, slot: int) -> Disk:
 def open_site(state: StateDirectory, *, create: bool) -> Site:
     """The state directory, made where it is missing and `create` allows; its ledger brought to this version.
 
-    Raises StateUnusable where it can't be used, or is missing.
+    What is made here survives a loss of power: else there could be disks in the pool that no ledger knows. Raises
+    StateUnusable where the directory can't be used, or is missing.
     """
-    if not create and not _exists(state.ledger):
+    new = not _exists(state.ledger)
+    if new and not create:
         raise StateUnusable(
             f"There is no state directory at {names.shown(str(state.root))}",
             f"make a VM first (nbdresize vm create), or {_OTHER_ROOT}",
@@ -74,6 +77,9 @@ def open_site(state: StateDirectory, *, create: bool) -> Site:
     ledger = Ledger(state.ledger)
     try:
         ledger.migrate(state.locks)
+        if new:
+            with _usable(state.root):
+                _sync(state.root)
         return Site(state, ledger, FilePool(state.volumes))
     except BaseException:
         ledger.close()
@@ -84,6 +90,16 @@ def _make_directory(directory: Path) -> None:
     with _usable(directory):
         if not directory.is_dir():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Write to disk what is in the directory, by name."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _exists(path: Path) -> bool:

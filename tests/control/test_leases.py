@@ -1,5 +1,6 @@
 """Leases and VM locks, across threads and processes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -149,6 +150,18 @@ def test_lock_files_that_can_not_be_are_explained_in_one_line(tmp_path: Path) ->
     (tmp_path / "link.lock").symlink_to("/etc/hostname")
     with pytest.raises(StateUnusable, match="can't be used"):
         Lease.acquire_exclusive(tmp_path / "link.lock")
+
+
+def test_a_file_system_without_locks_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS answers where its lock daemon does not run: it can't be had here."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(StateUnusable, match="No locks available") as caught:
+        Lease.acquire_shared(path)
+    assert "no working file locks" in caught.value.way_out
 
 
 def test_a_read_only_file_system_has_no_locks(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """What each operation on VMs and disks does, refuses, and does once."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 
 import pytest
+import sqlalchemy as sql
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
+from nbdresize.control.ledger import Ledger
 from nbdresize.control.model import Cause, ResizeOptions
 from nbdresize.errors import (
     InsufficientSpace,
@@ -300,3 +304,27 @@ def test_how_long_to_wait_is_no_part_of_what_was_asked(web1: Control) -> None:
     web1.resize_disk("web1", "disk0", more(GIB), ResizeOptions(wait=1), operation="one")
     web1.resize_disk("web1", "disk0", more(GIB), ResizeOptions(wait=2), operation="one")
     assert web1.disk("web1", "disk0").size == 21 * GIB
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda control: control.resize_disk("web1", "disk0", exact(30 * GIB)),
+        lambda control: control.add_disk("web1", exact(10 * GIB)),
+    ],
+)
+def test_a_budget_is_read_in_the_transaction_that_records_the_promise(
+    web1: Control, state: StateDirectory, monkeypatch: pytest.MonkeyPatch, attempt: Callable[[Control], object]
+) -> None:
+    """Not before: here it changes in the last moment, under the nose of the lock of the VM."""
+    deciding = Ledger.deciding
+
+    def deciding_late(ledger: Ledger) -> AbstractContextManager[sql.Connection]:
+        with closing(sqlite3.connect(state.ledger)) as other, other:
+            other.execute("UPDATE vms SET budget = ?", (25 * GIB,))
+        return deciding(ledger)
+
+    monkeypatch.setattr(Ledger, "deciding", deciding_late)
+    with pytest.raises(InsufficientSpace, match="5 GiB free of its 25 GiB"):
+        attempt(web1)
+    assert problems(state) == []
