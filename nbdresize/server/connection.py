@@ -68,7 +68,7 @@ class Connection:
             self._transmit(agreed, lane)
         finally:
             self._over.set()
-            lane.drain()
+            lane.close()
             self._access.exports.close(agreed.export)
 
     def _use_stream(self, stream: Stream) -> None:

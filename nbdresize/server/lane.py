@@ -37,6 +37,7 @@ class Lane:
         self._idle = 0
         self._unfinished = 0
         self._held = 0
+        self._closed = False
 
     def submit(self, job: Job) -> None:
         """Have `job` run; waits while too many are unfinished. Called by the connection's own thread only."""
@@ -58,6 +59,13 @@ class Lane:
             while self._unfinished:
                 self._job_has_ended.wait()
 
+    def close(self) -> None:
+        """Wait until every job has ended, and let the threads end: those of clients that come and go add up."""
+        self.drain()
+        with self._lock:
+            self._closed = True
+            self._work_is_waiting.notify_all()
+
     def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
@@ -74,7 +82,7 @@ class Lane:
             self._idle += 1
             try:
                 if not self._waiting:
-                    self._work_is_waiting.wait_for(lambda: bool(self._waiting), timeout=IDLE_SECONDS)
+                    self._work_is_waiting.wait_for(lambda: self._closed or bool(self._waiting), timeout=IDLE_SECONDS)
                 if self._waiting:
                     return self._waiting.popleft()
                 self._threads -= 1
