@@ -1,0 +1,97 @@
+"""More clients than a server likes, or has room for."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.wait import until
+from tests.wire.conftest import make_image
+from tests.wire.layout import (
+    ACK,
+    EXTENDED,
+    GO,
+    LIST,
+    MIB,
+    NOTIFY,
+    READ,
+    RESIZE,
+    SIMPLE,
+    STRUCTURED,
+    export_query,
+    option,
+)
+from tests.wire.peer import NativeServer, many_files
+
+CLIENTS = 1000
+
+
+@pytest.mark.timeout(300)
+def test_a_thousand_idle_connections_are_held(tmp_path: Path) -> None:
+    with (
+        many_files(CLIENTS + 500),
+        NativeServer("--file", make_image(tmp_path), directory=tmp_path, files=4 * CLIENTS) as server,
+        ExitStack() as stack,
+    ):
+        with server.connect() as first:
+            first.read(0, MIB)
+        before = server.resident
+        modes = (SIMPLE, STRUCTURED, EXTENDED)
+        clients = [stack.enter_context(server.connect(mode=modes[n % 3], contexts=())) for n in range(CLIENTS)]
+        assert server.counters()["connections"] == CLIENTS
+        for client in clients:
+            assert client.read(0, 4096)[:3] == b"\1\2\3"
+        print("PER", (server.resident - before) // CLIENTS)
+        assert (server.resident - before) // CLIENTS < MIB
+        with server.connect() as good:
+            good.write(MIB, b"good")
+            assert good.read(MIB, 4) == b"good"
+        stack.close()
+        server.wait_alone()
+        server.check()
+
+
+def test_clients_beyond_the_limit_are_hung_up_on_until_others_leave(tmp_path: Path) -> None:
+    arguments = ("--file", make_image(tmp_path), "--max-connections", "4")
+    with NativeServer(*arguments, directory=tmp_path) as server, ExitStack() as stack:
+        until(lambda: server.threads < 5, what="the client that found it ready to leave")
+        clients = [stack.enter_context(server.connect()) for _ in range(4)]
+        for _ in range(3):
+            with server.client() as refused:
+                refused.expect_end()
+        for client in clients:
+            assert client.read(0, 3) == b"\1\2\3"
+        clients.pop().close()
+        until(lambda: greets(server), what="a place to become free")
+
+
+def greets(server: NativeServer) -> bool:
+    with server.client() as client:
+        try:
+            client.greet()
+            return client.ask(LIST)[-1] == (ACK, b"")
+        except (AssertionError, ConnectionError):
+            return False
+
+
+def test_a_server_without_descriptors_left_serves_again_once_there_are_some(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    with NativeServer("--file", image, directory=tmp_path, files=64) as server, ExitStack() as stack:
+        served = [stack.enter_context(server.connect()) for _ in range(8)]
+        for _ in range(100):
+            client = stack.enter_context(server.client())
+            client.send((3).to_bytes(4, "big") + option(GO, export_query(b"")))
+        for client in served:
+            assert client.read(0, 3) == b"\1\2\3"
+        stack.close()
+        until(lambda: greets(server), what="descriptors to become free")
+        server.check()
+
+
+def test_subscribers_by_the_hundred(server: NativeServer) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(100)]
+        cookies = [client.start(RESIZE, 0, 0, NOTIFY) for client in clients]
+        for client, cookie in zip(clients, cookies, strict=True):
+            assert not client.chunk(cookie).done
+            assert client.call(READ, 0, 3).data(0, 3) == b"\1\2\3"
