@@ -63,6 +63,7 @@ def test_setup_explains_itself_and_refuses_what_it_does_not_know() -> None:
     assert "scripts/setup --tests" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_setup_makes_its_own_environment_and_retries_twice_where_pypi_is_out_of_reach(clone: Path) -> None:
     """Also for a python3 on PATH that is another one, and after a copy of an environment of another place."""
