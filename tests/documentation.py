@@ -166,8 +166,12 @@ class Shell:
         until(status.exists, seconds=_SECONDS, what=f"{example.where}: {example.command}")
         code = int(status.read_text())
         if example.background:
-            until(lambda: example.fits(output.read_text()), seconds=_SECONDS, what=f"{example.where}: {example.shown}")
-        printed = output.read_text()
+            until(
+                lambda: example.fits(output.read_text(errors="replace")),
+                seconds=_SECONDS,
+                what=f"{example.where}: {example.shown}",
+            )
+        printed = output.read_text(errors="replace")
         told = f"{example.where}: {example.command}\nexit code {code}, output:\n{printed}"
         assert code == example.exit_code, told
         assert example.fits(printed), f"{told}\nbut shown is:\n" + "\n".join(example.shown)
