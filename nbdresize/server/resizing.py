@@ -5,9 +5,11 @@ Source: docs/resize-extension.md.
 
 import threading
 import time
+from dataclasses import replace
 
 from nbdresize.control.model import Cause
 from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError, NotAuthorized
+from nbdresize.export.backing import Resized
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.protocol.constants import (
     NBD_CMD_FLAG_CANCEL,
@@ -40,6 +42,8 @@ class Resizing:
         self._lane = lane
         self._subscription: Subscription | None = None
         self._own_changes: dict[int, Cause] = {}
+        self._changing = threading.Lock()
+        """Held from before a change of its own until its cause is known, so that no notification tells another."""
 
     def answer(self, request: Request) -> None:
         """Do one NBD_CMD_RESIZE, whose form is right, and reply to it. Raises PeerGone, and why it can't be done."""
@@ -70,13 +74,12 @@ class Resizing:
         self._lane.drain()
         wanted = round_up(end, backing.granularity)
         try:
-            resized = disk.resize(wanted, 0)
+            resized = self._resize(wanted, 0, Cause.EXTENDED)
         except NotAuthorized:
             if end <= disk.size:  # somebody else has made it larger still
                 return self._now(Cause.QUERY)
             raise
-        self._own_changes = {resized.generation: Cause.EXTENDED}
-        return self._now(Cause.EXTENDED)
+        return self._outcome(resized)
 
     def close(self) -> None:
         """End the subscription, with its last chunk if the client still listens."""
@@ -87,11 +90,24 @@ class Resizing:
     def _change(self, request: Request) -> bytes:
         """Change the size, once everything before is done; the reply."""
         self._lane.drain()
-        resized = self._disk.resize(request.offset, request.flags & (NBD_CMD_FLAG_SHRINK | NBD_CMD_FLAG_FIT))
-        self._own_changes = {resized.generation: resized.cause}
+        resized = self._resize(request.offset, request.flags & (NBD_CMD_FLAG_SHRINK | NBD_CMD_FLAG_FIT))
         if request.flags & NBD_CMD_FLAG_SIZE:
-            return self._replies.size(request.cookie, request.offset, self._now(resized.cause))
+            return self._replies.size(request.cookie, request.offset, self._outcome(resized))
         return self._replies.success(request.cookie, request.offset)
+
+    def _resize(self, size: int, flags: int, cause: Cause | None = None) -> Resized:
+        """Change the size; `cause` is that of the change, where it is not the one that the disk tells."""
+        with self._changing:
+            resized = self._disk.resize(size, flags)
+            if cause is not None:
+                resized = replace(resized, cause=cause)
+            self._own_changes = {resized.generation: resized.cause}
+        return resized
+
+    def _outcome(self, resized: Resized) -> SizeReply:
+        """What a change has led to, though somebody else may have changed the size again since."""
+        now = self._now(resized.cause)
+        return replace(now, size=resized.size, generation=resized.generation, maximum=max(resized.size, now.maximum))
 
     def _now(self, cause: Cause) -> SizeReply:
         record = self._disk.backing.record(read_only=self._disk.read_only)
@@ -113,10 +129,13 @@ class Resizing:
     def disk(self) -> DiskExport:
         return self._disk
 
-    def notify(self, cookie: int, generation: int, *, first: bool) -> int:
+    def notify(self, cookie: int, *, first: bool) -> int:
         """Tell the subscriber the size as it is now; the generation that it has heard of then. Raises PeerGone."""
-        own = self._own_changes.get(generation, Cause.CHANGED_BY_ANOTHER)
-        size = self._now(Cause.QUERY if first else own)
+        with self._changing:
+            size = self._now(Cause.QUERY)
+            own = self._own_changes.get(size.generation, Cause.CHANGED_BY_ANOTHER)
+        if not first:
+            size = replace(size, cause=int(own))
         self._replying.send(self._replies.size(cookie, 0, size, done=False))
         return size.generation
 
@@ -149,7 +168,7 @@ class Subscription:
     def _run(self) -> None:
         resizing, live = self._resizing, self._resizing.disk.backing.live
         try:
-            known = resizing.notify(self.cookie, 0, first=True)
+            known = resizing.notify(self.cookie, first=True)
             while not self._ended.wait(_LEAST_INTERVAL):
                 next_look = time.monotonic() + _LOOK_EVERY
                 while not live.wait_newer(known, max(0.0, next_look - time.monotonic()), self._ended.is_set):
@@ -158,7 +177,7 @@ class Subscription:
                     resizing.disk.backing.refresh()
                     next_look = time.monotonic() + _LOOK_EVERY
                 else:
-                    known = resizing.notify(self.cookie, live.generation, first=False)
+                    known = resizing.notify(self.cookie, first=False)
             resizing.finish(self.cookie)
         except (PeerGone, NbdresizeError, OSError):
             resizing.break_off()
