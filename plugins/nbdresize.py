@@ -14,7 +14,18 @@ uri=URI              what the admin socket tells of where the server listens; re
 end-descriptor=N     a pipe: when it closes, idle clients are let go, so that nbdkit can end
 requests=serial      or parallel: several requests of one connection at once
 
-Requests of one connection are served one after the other, those of several connections side by side. MEASUREMENT
+Requests of one connection are served one after the other, those of several connections side by side
+(SERIALIZE_REQUESTS). Measured with fio's nbd engine at depth 16 over a unix socket, file in page cache, on two cores,
+requests a second, best of three in turns:
+
+                              serial    parallel    nbdkit's file plugin
+    4 KiB random read         54,900      26,000      65,400
+    4 KiB random write        26,600      18,500      33,200
+    256 KiB random read        9,600       9,300       8,500
+    4 KiB, 2 connections      29,400      34,000      83,600
+
+Threads of one Python process wait for each other more than they gain; for several connections there are several
+workers. A cold disk with many requests in flight is what `requests=parallel` is for.
 """
 
 import contextlib
@@ -38,9 +49,9 @@ sys.path[:0] = [str(_CHECKOUT), str(_VENV)]  # before the directory of this file
 
 from nbdresize.config import StateDirectory  # noqa: E402
 from nbdresize.control.control import Control  # noqa: E402
+from nbdresize.control.model import ClientResize  # noqa: E402
 from nbdresize.errors import InvalidArgument, NbdresizeError  # noqa: E402
 from nbdresize.export.admin import AdminCommands, AdminSocket, ServerInfo  # noqa: E402
-from nbdresize.export.backing import ClientResize  # noqa: E402
 from nbdresize.export.disk_export import DiskExport  # noqa: E402
 from nbdresize.export.exports import Client, Exports  # noqa: E402
 from nbdresize.export.size_device import SizeDevice  # noqa: E402
