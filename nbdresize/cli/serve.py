@@ -191,7 +191,7 @@ def _announce(uri: str) -> None:
 
 def _check_file(file: Path) -> None:
     """Tell what is wrong with the file before anything starts."""
-    from nbdresize.export.backing import ClientResize
+    from nbdresize.control.model import ClientResize
     from nbdresize.export.file_backing import FileBacking
 
     FileBacking(file.absolute(), ClientResize.OFF)

@@ -36,7 +36,13 @@ def space_json(vm: "VM") -> Json:
 
 def vm_json(vm: "VM") -> Json:
     """A VM with its disks."""
-    return {"name": vm.name, "owner": vm.owner, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
+    return {
+        "name": vm.name,
+        "owner": vm.owner,
+        "client_resize": vm.client_resize.value if vm.client_resize else None,
+        **space_json(vm),
+        "disks": [disk_json(disk) for disk in vm.disks],
+    }
 
 
 def disks_json(vm: "VM") -> Json:

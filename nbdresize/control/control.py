@@ -7,13 +7,13 @@ changes of any number of processes, and locks that end with their process tell w
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from nbdresize.config import StateDirectory
 from nbdresize.control import create, delete, names, records, recovery, resize
 from nbdresize.control.budget import check_budget, largest
 from nbdresize.control.leases import Lease
-from nbdresize.control.model import VM, Disk, ResizeOptions, ResizeOutcome
+from nbdresize.control.model import VM, ClientResize, Disk, ResizeOptions, ResizeOutcome
 from nbdresize.control.site import Site, disk_of, open_site, visible
 from nbdresize.errors import ResourceNotFound
 from nbdresize.units import SizeRequest
@@ -61,16 +61,26 @@ class Control:
         disks: Sequence[SizeRequest] = (),
         *,
         owner: str | None = None,
+        client_resize: ClientResize | None = None,
         preallocate: bool = False,
         operation: str | None = None,
     ) -> VM:
         """A new VM with a budget of `disk_space` bytes and these disks, from disk0 on; all of it, or nothing.
 
+        `client_resize`: what its clients may do to sizes; None leaves that to the server.
+
         `remaining` is evaluated last. Raises ResourceInUse where the name is taken, InsufficientSpace where the
         budget (or the pool, with `preallocate`) does not hold the disks, LimitExceeded for more than 8.
         """
         return create.create_vm(
-            self._site, name, disk_space, disks, owner=owner, preallocate=preallocate, operation=operation
+            self._site,
+            name,
+            disk_space,
+            disks,
+            owner=owner,
+            client_resize=client_resize,
+            preallocate=preallocate,
+            operation=operation,
         )
 
     def vms(self) -> list[VM]:
@@ -86,15 +96,30 @@ class Control:
         """Raises ResourceNotFound."""
         return self._site.disk(vm, disk_name)
 
-    def update_vm(self, name: str, disk_space: int) -> VM:
-        """Change the budget of a VM, to no less than its disks take. Raises ResourceNotFound, InsufficientSpace."""
-        check_budget(disk_space)
+    def update_vm(
+        self,
+        name: str,
+        disk_space: int | None = None,
+        *,
+        client_resize: ClientResize | Literal["default"] | None = None,
+    ) -> VM:
+        """Change the budget of a VM, to no less than its disks take, or what its clients may do to sizes.
+
+        What is None stays as it is; "default" leaves it to the server. Servers heed it from the next request on.
+        Raises ResourceNotFound, InsufficientSpace.
+        """
+        if disk_space is not None:
+            check_budget(disk_space)
         self._site.entry(name)
         with recovery.changing(self._site, name):
             with self._site.ledger.deciding() as connection:
                 entry = visible(records.read_vm(connection, name), name)
-                entry.account.check_new_budget(disk_space)
-                records.set_budget(connection, entry.vm.id, disk_space)
+                if disk_space is not None:
+                    entry.account.check_new_budget(disk_space)
+                    records.set_budget(connection, entry.vm.id, disk_space)
+                if client_resize is not None:
+                    policy = None if client_resize == "default" else client_resize
+                    records.set_client_resize(connection, entry.vm.id, policy)
             return self.vm(name)
 
     def delete_vm(self, name: str) -> None:

@@ -7,7 +7,7 @@ import sqlalchemy as sql
 
 from nbdresize.control import names, records
 from nbdresize.control.budget import Account, check_budget, check_request, decide_new
-from nbdresize.control.model import MAX_DISKS, VM, Disk
+from nbdresize.control.model import MAX_DISKS, VM, ClientResize, Disk
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.recovery import changing, name_taken, undo_creation
 from nbdresize.control.site import Site, visible
@@ -22,6 +22,7 @@ def create_vm(
     requests: Sequence[SizeRequest],
     *,
     owner: str | None,
+    client_resize: ClientResize | None,
     preallocate: bool,
     operation: str | None,
 ) -> VM:
@@ -40,6 +41,7 @@ def create_vm(
         disk_space=disk_space,
         disks=[_plain(request) for request in requests],
         owner=owner,
+        client_resize=client_resize.value if client_resize else None,
         preallocate=preallocate,
     )
     with changing(site, name) as change:
@@ -53,7 +55,7 @@ def create_vm(
                 raise name_taken(name, change)
             slots = range(len(requests))
             sizes = decide_new(Account(name, disk_space, 0), requests, [f"disk{slot}" for slot in slots])
-            vm_id = records.insert_vm(connection, name, disk_space, owner)
+            vm_id = records.insert_vm(connection, name, disk_space, owner, client_resize)
             for slot, size in zip(slots, sizes, strict=True):
                 records.insert_disk(connection, vm_id, slot, size, names.new_volume_name(name, slot, volumes))
             intent = records.open_intent(connection, operation, Kind.CREATE_VM, arguments, vm_id)

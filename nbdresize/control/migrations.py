@@ -65,7 +65,12 @@ def _first(connection: sql.Connection) -> None:
     connection.execute(sql.text("INSERT INTO meta (version) VALUES (0)"))
 
 
-STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first,)
+def _second(connection: sql.Connection) -> None:
+    """Version 2: what a VM's clients may do to sizes."""
+    connection.execute(sql.text("ALTER TABLE vms ADD COLUMN client_resize TEXT"))
+
+
+STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second)
 """The step to version 1, the step to version 2, …"""
 
 VERSION = len(STEPS)

@@ -7,6 +7,22 @@ MAX_DISKS = 8
 """Slots of a VM: disk0 to disk7."""
 
 
+class ClientResize(enum.Enum):
+    """What clients may do to the size, on the wire and through `@size`; of two, the earlier one here is the stricter.
+
+    OFF: look at it. GROW: make it larger. ALL: make it smaller too, where nobody else has the disk attached.
+    """
+
+    OFF = "off"
+    GROW = "grow"
+    ALL = "all"
+
+    def within(self, other: "ClientResize | None") -> "ClientResize":
+        """What both allow; None allows everything."""
+        order = list(ClientResize)
+        return self if other is None else min(self, other, key=order.index)
+
+
 @dataclass(frozen=True)
 class Disk:
     """A disk of a VM.
@@ -49,7 +65,8 @@ class Disk:
 class VM:
     """A VM with its disks by slot. `budget` is the most that they may take together.
 
-    `reserved` is what disks take that are just being made or deleted, and therefore not listed.
+    `reserved` is what disks take that are just being made or deleted, and therefore not listed. `client_resize` is
+    what its clients may do to sizes; None leaves it to the server, which may also be stricter.
     """
 
     id: int
@@ -58,6 +75,7 @@ class VM:
     disks: tuple[Disk, ...] = ()
     owner: str | None = None
     reserved: int = 0
+    client_resize: ClientResize | None = None
 
     @property
     def used(self) -> int:

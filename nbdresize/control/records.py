@@ -11,7 +11,7 @@ import sqlalchemy as sql
 
 from nbdresize.control import schema
 from nbdresize.control.budget import Account
-from nbdresize.control.model import MAX_DISKS, VM, Cause, Disk
+from nbdresize.control.model import MAX_DISKS, VM, Cause, ClientResize, Disk
 from nbdresize.errors import InvalidArgument, StateUnusable
 
 REMEMBERED_SECONDS = 7 * 24 * 3600
@@ -163,9 +163,11 @@ def outcome_of(connection: sql.Connection, operation: str, arguments: str) -> di
     return dict(json.loads(row["outcome"])) if row else None
 
 
-def insert_vm(connection: sql.Connection, name: str, budget: int, owner: str | None) -> int:
-    row = sql.insert(schema.vms).values(name=name, budget=budget, owner=owner).returning(schema.vms.c.id)
-    return int(connection.execute(row).scalar_one())
+def insert_vm(
+    connection: sql.Connection, name: str, budget: int, owner: str | None, policy: ClientResize | None = None
+) -> int:
+    values = {"name": name, "budget": budget, "owner": owner, "client_resize": policy.value if policy else None}
+    return int(connection.execute(sql.insert(schema.vms).values(values).returning(schema.vms.c.id)).scalar_one())
 
 
 def insert_disk(connection: sql.Connection, vm_id: int, slot: int, size: int, volume: str) -> int:
@@ -187,6 +189,11 @@ def generation_of(connection: sql.Connection, disk: Disk) -> int:
 
 def set_budget(connection: sql.Connection, vm_id: int, budget: int) -> None:
     connection.execute(sql.update(schema.vms).where(schema.vms.c.id == vm_id).values(budget=budget))
+
+
+def set_client_resize(connection: sql.Connection, vm_id: int, policy: ClientResize | None) -> None:
+    value = None if policy is None else policy.value
+    connection.execute(sql.update(schema.vms).where(schema.vms.c.id == vm_id).values(client_resize=value))
 
 
 def open_intent(
@@ -266,7 +273,8 @@ def _entry(row: Mapping[Any, Any], disk_rows: Sequence[Mapping[Any, Any]], inten
     hidden = {intent.disk_id for intent in intents if intent.kind is not Kind.RESIZE_DISK}
     shown = tuple(disk for disk in disks if disk.id not in hidden)
     reserved = sum(disk.charged for disk in disks if disk.id in hidden)
-    vm = VM(row["id"], row["name"], row["budget"], shown, row["owner"], reserved)
+    policy = ClientResize(row["client_resize"]) if row["client_resize"] is not None else None
+    vm = VM(row["id"], row["name"], row["budget"], shown, row["owner"], reserved, policy)
     return Entry(vm, disks, tuple(intents))
 
 

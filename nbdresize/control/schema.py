@@ -15,6 +15,7 @@ vms = sql.Table(
     sql.Column("name", sql.Text, nullable=False, unique=True),
     sql.Column("budget", sql.BigInteger, nullable=False),
     sql.Column("owner", sql.Text),
+    sql.Column("client_resize", sql.Text),
 )
 
 disks = sql.Table(

@@ -3,13 +3,12 @@
 Two kinds: a disk of the ledger (`ledger_backing`), and a single file or device (`file_backing`).
 """
 
-import enum
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
-from nbdresize.control.model import Cause
+from nbdresize.control.model import Cause, ClientResize
 from nbdresize.errors import NotAuthorized
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import (
@@ -23,17 +22,6 @@ from nbdresize.units import format_size, round_up
 
 LEASE_WAIT = 10.0
 """Seconds that a connection waits for a shrink or a rollback of its disk to end."""
-
-
-class ClientResize(enum.Enum):
-    """What clients may do to the size, on the wire and through `@size`.
-
-    OFF: look at it. GROW: make it larger. ALL: make it smaller too, where nobody else has the disk attached.
-    """
-
-    OFF = "off"
-    GROW = "grow"
-    ALL = "all"
 
 
 class HeldLease(Protocol):
@@ -138,9 +126,9 @@ class Backing(ABC):
         policy or other clients forbid it, InsufficientSpace, VolumeFailed; in this order.
         """
         check_resize(size, flags)
+        self.refresh()
         if not flags & NBD_CMD_FLAG_QUERY:
             self._check_policy_allows_change()
-        self.refresh()
         present = self.live.state
         if flags & NBD_CMD_FLAG_QUERY:
             return Resized(*present, Cause.QUERY)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbdresize.control.control import Control
-from nbdresize.control.model import Disk
+from nbdresize.control.model import ClientResize, Disk
 from nbdresize.errors import InvalidArgument, ResourceNotFound
-from nbdresize.export.backing import Backing, ClientResize
+from nbdresize.export.backing import Backing
 from nbdresize.export.file_backing import FileBacking
 from nbdresize.export.ledger_backing import LedgerBacking, describe
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nbdresize.control.control import Control
+from nbdresize.control.model import ClientResize
 from nbdresize.errors import VolumeFailed
-from nbdresize.export.backing import Backing, ClientResize
+from nbdresize.export.backing import Backing
 from nbdresize.export.catalog import Catalog, FileCatalog, Found, LedgerCatalog, not_found
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.size_device import SizeDevice

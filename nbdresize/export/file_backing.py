@@ -5,9 +5,9 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from nbdresize.control.model import Cause
+from nbdresize.control.model import Cause, ClientResize
 from nbdresize.errors import InsufficientSpace, NotAuthorized, VolumeFailed
-from nbdresize.export.backing import LEASE_WAIT, Backing, ClientResize, HeldLease, Resized
+from nbdresize.export.backing import LEASE_WAIT, Backing, HeldLease, Resized
 from nbdresize.export.file_lease import FileLease, changing_size, lock_size
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT

@@ -2,9 +2,9 @@
 
 from nbdresize.control.control import Control
 from nbdresize.control.leases import Lease
-from nbdresize.control.model import Cause, Disk, ResizeOptions
+from nbdresize.control.model import Cause, ClientResize, Disk, ResizeOptions
 from nbdresize.errors import InsufficientSpace, ResourceNotFound, VolumeFailed
-from nbdresize.export.backing import LEASE_WAIT, Backing, ClientResize, HeldLease, Resized
+from nbdresize.export.backing import LEASE_WAIT, Backing, HeldLease, Resized
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT
 from nbdresize.storage.file import FilePool
@@ -17,10 +17,14 @@ def describe(disk: Disk, size: int) -> str:
 
 
 class LedgerBacking(Backing):
-    """The size is the ledger's: what control has committed, whoever asked for it."""
+    """The size is the ledger's: what control has committed, whoever asked for it.
+
+    Clients may do to it what both the server's `policy` and that of the VM allow, as it is when they ask.
+    """
 
     def __init__(self, control: Control, disk: Disk, policy: ClientResize) -> None:
         super().__init__(policy)
+        self._server_policy = policy
         self.name = disk.export_name
         self.volume = FilePool(control.state.volumes).volume(disk.volume)
         self.live = LiveSize(disk.size, disk.generation)
@@ -34,11 +38,13 @@ class LedgerBacking(Backing):
 
     def _look(self) -> None:
         try:
-            disk = self._control.disk(self._disk.vm, self._disk.name)
+            vm = self._control.vm(self._disk.vm)
         except ResourceNotFound as error:
             raise self._gone() from error
-        if disk.volume != self._disk.volume:
+        disk = next((disk for disk in vm.disks if disk.volume == self._disk.volume), None)
+        if disk is None:
             raise self._gone()
+        self.policy = self._server_policy.within(vm.client_resize)
         self.live.update(disk.size, disk.generation)
 
     def _gone(self) -> VolumeFailed:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
+from nbdresize.control.model import ClientResize
 from nbdresize.errors import EXIT_USAGE, NbdresizeError
 from nbdresize.export.admin import AdminCommands, AdminSocket, ServerInfo
-from nbdresize.export.backing import ClientResize
 from nbdresize.export.exports import Exports
 from nbdresize.protocol.server_events import HandshakeSettings, Tls
 from nbdresize.server.connection import Connection, peer_name

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nbdresize.control.model import ClientResize
 from nbdresize.errors import NbdresizeError, ResourceNotFound
-from nbdresize.export.backing import ClientResize
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.exports import Client, Export, Exports
 from nbdresize.protocol.constants import (

@@ -58,7 +58,7 @@ def test_a_vm_from_creation_to_deletion(inside: Inside) -> None:
         "ann",
         "--json",
     ).ok()
-    assert list(created.json) == ["name", "owner", "total_space", "used_space", "free_space", "disks"]
+    assert list(created.json) == ["name", "owner", "client_resize", "total_space", "used_space", "free_space", "disks"]
     assert [disk["size"] for disk in created.json["disks"]] == [20 * GIB, 80 * GIB]
     assert inside("vm", "show", "web1", "--json").ok().json == created.json
     assert inside("vm", "list", "--json").ok().json == {"vms": [created.json]}
@@ -153,3 +153,12 @@ def test_the_state_directory_is_named_before_or_after_the_command(tmp_path: Path
     assert not (tmp_path / "no").exists()
     assert web1("--root", other, "status", "--json").ok().json["root"] == str(other)
     assert [vm["name"] for vm in web1("vm", "list", "--json").ok().json["vms"]] == ["web1"]
+
+
+def test_what_clients_may_do_to_sizes_is_a_vm_s_own(inside: Inside) -> None:
+    created = inside("vm", "create", "web1", "--disk-space", "1G", "--client-resize", "grow", "--json").ok()
+    assert created.json["client_resize"] == "grow"
+    assert inside("vm", "update", "web1", "--client-resize", "off", "--json").ok().json["client_resize"] == "off"
+    assert "its clients may resize: off" in inside("vm", "show", "web1").ok().out
+    assert inside("vm", "update", "web1", "--client-resize", "default", "--json").ok().json["client_resize"] is None
+    assert inside("vm", "update", "web1").code == 2, "nothing to change"

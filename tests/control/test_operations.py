@@ -10,7 +10,7 @@ import sqlalchemy as sql
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.ledger import Ledger
-from nbdresize.control.model import Cause, ResizeOptions
+from nbdresize.control.model import Cause, ClientResize, ResizeOptions
 from nbdresize.errors import (
     InsufficientSpace,
     InvalidArgument,
@@ -328,3 +328,12 @@ def test_a_budget_is_read_in_the_transaction_that_records_the_promise(
     with pytest.raises(InsufficientSpace, match="5 GiB free of its 25 GiB"):
         attempt(web1)
     assert problems(state) == []
+
+
+def test_a_vm_has_a_policy_for_its_clients_which_can_be_left_to_the_server(web1: Control) -> None:
+    assert web1.vm("web1").client_resize is None
+    assert web1.update_vm("web1", client_resize=ClientResize.OFF).client_resize is ClientResize.OFF
+    assert web1.update_vm("web1", 300 * GIB).client_resize is ClientResize.OFF, "the rest stays as it is"
+    assert web1.update_vm("web1", client_resize="default").client_resize is None
+    made = web1.create_vm("web9", GIB, client_resize=ClientResize.ALL)
+    assert made.client_resize is web1.vm("web9").client_resize is ClientResize.ALL

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.control.model import Cause
+from nbdresize.control.model import Cause, ClientResize
 from nbdresize.errors import (
     InsufficientSpace,
     InvalidArgument,
@@ -18,7 +18,6 @@ from nbdresize.errors import (
     ResourceInUse,
     VolumeFailed,
 )
-from nbdresize.export.backing import ClientResize
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.file_backing import FileBacking
 from nbdresize.protocol.constants import NBD_CMD_FLAG_QUERY, NBD_CMD_FLAG_SHRINK

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.control.model import Cause
+from nbdresize.control.model import Cause, ClientResize
 from nbdresize.errors import InsufficientSpace, InvalidArgument, NotAuthorized, ResourceInUse, VolumeFailed
-from nbdresize.export.backing import ClientResize, Resized
+from nbdresize.export.backing import Resized
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.file_backing import FileBacking
 from nbdresize.export.file_lease import FileLease, changing_size

@@ -10,9 +10,9 @@ import pytest
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
-from nbdresize.control.model import Cause, Disk, ResizeOptions
+from nbdresize.control.model import VM, Cause, ClientResize, ResizeOptions
 from nbdresize.errors import InsufficientSpace, NotAuthorized, ResourceInUse, VolumeFailed
-from nbdresize.export.backing import ClientResize, Resized
+from nbdresize.export.backing import Resized
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.ledger_backing import LedgerBacking
 from nbdresize.export.size_device import SizeDevice
@@ -236,21 +236,21 @@ class SlowLedger:
     """Holds the looks of one backing up, after they have read the ledger; counts them, and who comes for one."""
 
     def __init__(self, control: Control, backing: LedgerBacking, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._disk = control.disk
+        self._vm = control.vm
         self._lock = threading.Lock()
         self.looks = 0
         self.came = 0
         self.read = threading.Event()
         self.go = threading.Event()
-        monkeypatch.setattr(control, "disk", self.disk)
+        monkeypatch.setattr(control, "vm", self.vm)
         monkeypatch.setattr(backing, "_looking", self)
 
-    def disk(self, vm: str, name: str) -> Disk:
-        disk = self._disk(vm, name)
+    def vm(self, name: str) -> VM:
+        vm = self._vm(name)
         self.looks += 1
         self.read.set()
         assert self.go.wait(LONG)
-        return disk
+        return vm
 
     def __enter__(self) -> None:
         self.came += 1
@@ -302,3 +302,26 @@ def test_two_clients_that_ask_for_all_that_remains_get_it_once(server: Control) 
         sizes = list(threads.map(lambda backing: backing.resize(EVERYTHING, FIT).size, backings))
     assert sum(sizes) == BUDGET
     assert [volume_size(backing) for backing in backings] == sizes
+
+
+@pytest.mark.parametrize(
+    ("server_policy", "vm_policy", "grows", "shrinks"),
+    [
+        (ClientResize.ALL, None, True, True),
+        (ClientResize.ALL, ClientResize.GROW, True, False),
+        (ClientResize.ALL, ClientResize.OFF, False, False),
+        (ClientResize.GROW, ClientResize.ALL, True, False),
+        (ClientResize.OFF, ClientResize.ALL, False, False),
+    ],
+)
+def test_clients_may_do_what_both_server_and_vm_allow_as_it_is_when_they_ask(
+    server: Control, server_policy: ClientResize, vm_policy: ClientResize | None, grows: bool, shrinks: bool
+) -> None:
+    backing = backing_of(server, server_policy)
+    server.update_vm("web1", client_resize=vm_policy or "default")
+    for size, flags, allowed in ((2 * SIZE, 0, grows), (SIZE // 2, SHRINK, shrinks)):
+        if allowed:
+            assert backing.resize(size, flags).size == size
+        else:
+            with pytest.raises(NotAuthorized):
+                backing.resize(size, flags)

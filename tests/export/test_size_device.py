@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nbdresize.control.model import ClientResize
 from nbdresize.errors import (
     InsufficientSpace,
     InvalidArgument,
@@ -17,7 +18,6 @@ from nbdresize.errors import (
     ResourceInUse,
     VolumeFailed,
 )
-from nbdresize.export.backing import ClientResize
 from nbdresize.export.disk_export import DiskExport
 from nbdresize.export.file_backing import FileBacking
 from nbdresize.export.size_device import SizeDevice
