@@ -57,17 +57,20 @@ def ledger(tmp_path_factory: Paths) -> Iterator[Control]:
         yield control
 
 
+def ledger_server(paths: Paths, ledger: Control, *arguments: str) -> Iterator[NativeServer]:
+    state = ledger.state
+    with NativeServer("--root", state.root, *arguments, directory=paths.mktemp("native"), run=state.run) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def grow_worker(tmp_path_factory: Paths, ledger: Control) -> Iterator[NativeServer]:
-    with NativeServer("--root", ledger.state.root, directory=tmp_path_factory.mktemp("grow")) as server:
-        yield server
+    yield from ledger_server(tmp_path_factory, ledger)
 
 
 @pytest.fixture(scope="session")
 def all_worker(tmp_path_factory: Paths, ledger: Control) -> Iterator[NativeServer]:
-    arguments = ("--root", ledger.state.root, "--client-resize", "all")
-    with NativeServer(*arguments, directory=tmp_path_factory.mktemp("all")) as server:
-        yield server
+    yield from ledger_server(tmp_path_factory, ledger, "--client-resize", "all")
 
 
 def checked(server: NativeServer) -> Iterator[NativeServer]:

@@ -47,10 +47,11 @@ _FILES = 1024
 class NativeServer(Server):
     """One worker, on a unix socket in `directory`; its `arguments` say what it serves. Ready once it greets."""
 
-    def __init__(self, *arguments: str | Path, directory: Path, files: int = _FILES) -> None:
+    def __init__(self, *arguments: str | Path, directory: Path, run: Path | None = None, files: int = _FILES) -> None:
+        """`run` is where its admin socket is made: that of the state directory, if it serves one."""
         self.socket = directory / "nbd.sock"
-        self._run = directory / "run"
-        self._run.mkdir()
+        self._run = run or directory / "run"
+        self._run.mkdir(exist_ok=True)
         launch: list[str | Path] = [sys.executable, "-I", "-S", "-c", _LAUNCH, self.socket, str(files)]
         worker: list[str | Path] = [sys.executable, "-m", "nbdresize.server", "--run", self._run, *arguments]
         super().__init__([*launch, *worker], directory / "worker.log")
@@ -96,7 +97,7 @@ class NativeServer(Server):
 
     def counters(self) -> dict[str, int]:
         """What its admin socket says that it has done."""
-        [admin] = self._run.glob("*.admin")
+        [admin] = self._run.glob(f"{self.pid}-*.admin")
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(SECONDS)
             sock.connect(str(admin))
@@ -401,6 +402,14 @@ class RawClient:
         if chunk.done:
             del self._asked[cookie]
         return chunk
+
+    def next_done(self) -> int:
+        """The cookie of the reply that ends next; it is kept for who asks for it."""
+        while True:
+            chunk = self._receive_chunk()
+            self._keep(chunk)
+            if chunk.done:
+                return chunk.cookie
 
     def has_no_chunk(self, cookie: int) -> bool:
         """No chunk of this reply has come before that of a request which is sent and answered now."""
