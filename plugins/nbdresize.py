@@ -29,13 +29,8 @@ workers. A cold disk with many requests in flight is what `requests=parallel` is
 """
 
 import contextlib
-import ctypes
 import functools
-import os
-import select
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -47,130 +42,22 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 _VENV = _CHECKOUT / f".venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 sys.path[:0] = [str(_CHECKOUT), str(_VENV)]  # before the directory of this file, which has the package's name
 
-from nbdresize.config import StateDirectory  # noqa: E402
-from nbdresize.control.control import Control  # noqa: E402
-from nbdresize.control.model import ClientResize  # noqa: E402
 from nbdresize.errors import InvalidArgument, NbdresizeError  # noqa: E402
-from nbdresize.export.admin import AdminCommands, AdminSocket, ServerInfo  # noqa: E402
 from nbdresize.export.disk_export import DiskExport  # noqa: E402
-from nbdresize.export.exports import Client, Exports  # noqa: E402
+from nbdresize.export.exports import Client  # noqa: E402
 from nbdresize.export.size_device import SizeDevice  # noqa: E402
-from nbdresize.units import parse_size  # noqa: E402
-from plugins.nbdkit_connection import find_socket, let_idle_clients_go, listening_addresses  # noqa: E402
+from plugins.nbdkit_connection import find_socket  # noqa: E402
+from plugins.nbdkit_server import Server, open_exports  # noqa: E402
+from plugins.nbdkit_settings import Settings  # noqa: E402
 
 API_VERSION = 2
 
 _PREFERRED_BLOCK = 4096
 _LARGEST_REQUEST = 32 << 20
 _MOST_EXTENTS = 8192
-_AGAIN_SECONDS = 0.05
-_JOIN_SECONDS = 2.0
-_PR_SET_PDEATHSIG = 1
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-
-
-class Settings:
-    """What came on nbdkit's command line."""
-
-    def __init__(self) -> None:
-        self.root: Path | None = None
-        self.file: Path | None = None
-        self.max_size: int | None = None
-        self.client_resize = ClientResize.GROW
-        self.run: Path | None = None
-        self.uris: list[str] = []
-        self.end_descriptor: int | None = None
-        self.parallel = False
-
-    def take(self, key: str, value: str) -> None:
-        """One `key=value`. Raises InvalidArgument. Paths are made absolute, since nbdkit changes to / later."""
-        match key:
-            case "root":
-                self.root = Path(value).absolute()
-            case "file":
-                self.file = Path(value).absolute()
-            case "max-size":
-                self.max_size = parse_size(value)
-            case "client-resize":
-                self.client_resize = ClientResize(_one_of(key, value, [each.value for each in ClientResize]))
-            case "run":
-                self.run = Path(value).absolute()
-            case "uri":
-                self.uris.append(value)
-            case "end-descriptor":
-                self.end_descriptor = int(_number(key, value))
-            case "requests":
-                self.parallel = _one_of(key, value, ["serial", "parallel"]) == "parallel"
-            case _:
-                raise InvalidArgument(f"There is no parameter {key!r}", "see the top of plugins/nbdresize.py")
-
-    def check(self) -> None:
-        if (self.root is None) == (self.file is None):
-            raise InvalidArgument("What is to be served is not clear", "give root=DIR or file=PATH")
-        if self.max_size is not None and self.file is None:
-            raise InvalidArgument("max-size is for a file", "the disks of a ledger have their VM's budget")
-
-
-class Server:
-    """What this process serves, from the fork to the end."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Raises the errors of whatever is wrong with the state directory or the file."""
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            self.exports = _exports(settings, stack)
-            listening = listening_addresses()
-            run = settings.run or (settings.root / "run" if settings.root else None)
-            if settings.end_descriptor is not None:
-                _End(settings.end_descriptor, listening, self.exports, stack)
-            if run is not None:
-                stack.enter_context(AdminSocket(run, AdminCommands(self.exports, ServerInfo("nbdkit", settings.uris))))
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        """End what runs beside nbdkit, before Python is taken down."""
-        self._stack.close()
-
-
-class _End:
-    """Waits for the end that the supervisor tells, and then keeps idle clients from holding nbdkit up."""
-
-    def __init__(self, descriptor: int, addresses: set[object], exports: Exports, stack: contextlib.ExitStack) -> None:
-        _die_with_supervisor()
-        os.set_inheritable(descriptor, False)
-        self._descriptor = descriptor
-        self._addresses = addresses
-        self._exports = exports
-        self._closing = os.eventfd(0)
-        self._thread = threading.Thread(target=self._wait, name="nbdresize end", daemon=True)
-        self._thread.start()
-        stack.callback(self._close)
-
-    def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        poll.register(self._closing, select.POLLIN)
-        poll.poll()
-        poll.unregister(self._descriptor)
-        while not poll.poll(0):
-            self._exports.end_waits()
-            let_idle_clients_go(self._addresses)
-            poll.poll(_AGAIN_SECONDS * 1000)  # once more, for whoever was just being accepted
-
-    def _close(self) -> None:
-        os.eventfd_write(self._closing, 1)
-        self._thread.join(_JOIN_SECONDS)
-
-
-def _die_with_supervisor() -> None:
-    """Have the kernel kill this process when the supervisor dies. In the main thread only, whose setting it is.
-
-    nbdkit 1.32 asks for SIGTERM, whatever its options say, and one that waits in accept(2) never acts on that.
-    """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
 class Connection:
@@ -180,26 +67,6 @@ class Connection:
 
     def __init__(self, export: DiskExport | SizeDevice) -> None:
         self.export = export
-
-
-def _exports(settings: Settings, stack: contextlib.ExitStack) -> Exports:
-    if settings.file is not None:
-        return Exports.of_file(settings.file, settings.client_resize, settings.max_size)
-    assert settings.root is not None
-    control = stack.enter_context(Control.open(StateDirectory(settings.root), create=False))
-    return Exports.of_ledger(control, settings.client_resize)
-
-
-def _one_of(key: str, value: str, choices: list[str]) -> str:
-    if value not in choices:
-        raise InvalidArgument(f"{key}={value} is none of {', '.join(choices)}", "choose one of them")
-    return value
-
-
-def _number(key: str, value: str) -> str:
-    if not (value.isascii() and value.isdigit()):
-        raise InvalidArgument(f"{key}={value} is no number", "give the number of a descriptor")
-    return value
 
 
 _settings = Settings()
@@ -262,7 +129,7 @@ def config_complete() -> None:
 def get_ready() -> None:
     """What can't be served is told while whoever started nbdkit still looks."""
     with contextlib.ExitStack() as stack:
-        _exports(_settings, stack)
+        open_exports(_settings, stack)
 
 
 def after_fork() -> None:
