@@ -42,6 +42,7 @@ os.execv(command[0], command)
 """Hands a listening socket over as descriptor 3, as the supervisor does."""
 
 _FILES = 1024
+_AGREEING = {SIMPLE: None, STRUCTURED: layout.STRUCTURED_REPLY, EXTENDED: layout.EXTENDED_HEADERS}
 
 
 class NativeServer(Server):
@@ -316,7 +317,11 @@ class RawClient:
 
     def info(self, name: bytes, infos: Sequence[int] = (), *, option: int = layout.INFO) -> dict[int, bytes]:
         """What INFO or GO tells of an export, by its type."""
-        *told, (last, data) = self.ask(option, layout.export_query(name, infos))
+        self.send(layout.option(option, layout.export_query(name, infos)))
+        return self._told(option)
+
+    def _told(self, option: int) -> dict[int, bytes]:
+        *told, (last, data) = self.option_replies(option)
         assert last == layout.ACK, (last, data)
         assert {kind for kind, _ in told} == {layout.REP_INFO}
         found = {int.from_bytes(payload[:2], "big"): payload[2:] for _, payload in told}
@@ -325,18 +330,26 @@ class RawClient:
 
     def agree(self, mode: str) -> None:
         """Agree on how requests and replies look."""
-        wanted = {SIMPLE: None, STRUCTURED: layout.STRUCTURED_REPLY, EXTENDED: layout.EXTENDED_HEADERS}[mode]
-        if wanted is not None:
+        if (wanted := _AGREEING[mode]) is not None:
             assert self.ask(wanted) == [(layout.ACK, b"")]
         self.mode = mode
 
     def enter(self, name: bytes, mode: str, *, infos: Sequence[int] = (), contexts: Sequence[bytes] = ()) -> None:
-        """The whole handshake, up to the first request."""
-        self.greet()
-        self.agree(mode)
-        if contexts and mode != SIMPLE:
-            assert self.ask(layout.SET_META_CONTEXT, layout.context_query(name, contexts))[-1][0] == layout.ACK
-        self.infos = self.info(name, infos, option=layout.GO)
+        """The whole handshake, up to the first request; all of it in one go."""
+        said = struct.pack(">I", 3)
+        if (wanted := _AGREEING[mode]) is not None:
+            said += layout.option(wanted)
+        selects = bool(contexts) and mode != SIMPLE
+        if selects:
+            said += layout.option(layout.SET_META_CONTEXT, layout.context_query(name, contexts))
+        self.send(said + layout.option(layout.GO, layout.export_query(name, infos)))
+        assert self.receive(18) == layout.GREETING
+        if wanted is not None:
+            assert self.option_replies(wanted) == [(layout.ACK, b"")]
+        self.mode = mode
+        if selects:
+            assert self.option_replies(layout.SET_META_CONTEXT)[-1][0] == layout.ACK
+        self.infos = self._told(layout.GO)
 
     @property
     def size(self) -> int:

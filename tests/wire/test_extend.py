@@ -36,7 +36,7 @@ CAUSE_QUERY, BY_ANOTHER, EXTENDED_BY_WRITE = 0, 4, 5
 
 modes = pytest.mark.parametrize("mode", MODES)
 chunked = pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])
-lengths = pytest.mark.parametrize("length", [1, 4096, 30_000, 300_000])
+LENGTHS = (1, 4096, 30_000, 300_000)
 
 
 @pytest.fixture
@@ -51,21 +51,19 @@ def rounded(size: int) -> int:
 
 
 @modes
-@lengths
-@pytest.mark.parametrize("flags", [0, FUA])
-def test_a_write_past_the_end_grows_the_disk_to_cover_it(
-    client: RawClient, disk: LedgerDisk, length: int, flags: int
-) -> None:
-    data = b"\xa5" * length
-    client.write(SIZE - 1, data, EXTEND | flags)
-    assert disk.size == max(SIZE, rounded(SIZE - 1 + length)) == disk.volume.stat().st_size
-    assert client.read(SIZE - 1, length) == data
-    at = disk.size + 10_000
-    client.write(at, data, EXTEND | flags)
-    assert disk.size == rounded(at + length)
-    assert client.read(at - 10_000, 10_000 + length) == bytes(10_000) + data
-    rest = disk.size - at - length
-    assert not rest or client.read(at + length, rest) == bytes(rest)
+def test_a_write_past_the_end_grows_the_disk_to_cover_it(client: RawClient, disk: LedgerDisk) -> None:
+    for length, flags in itertools.product(LENGTHS, (0, FUA)):
+        data = b"\xa5" * length
+        before = disk.size
+        client.write(before - 1, data, EXTEND | flags)
+        assert disk.size == rounded(before - 1 + length) == disk.volume.stat().st_size
+        assert client.read(before - 1, length) == data
+        at = disk.size + 10_000
+        client.write(at, data, EXTEND | flags)
+        assert disk.size == rounded(at + length)
+        assert client.read(at - 10_000, 10_000 + length) == bytes(10_000) + data
+        rest = disk.size - at - length
+        assert not rest or client.read(at + length, rest) == bytes(rest)
 
 
 @modes
@@ -92,32 +90,30 @@ def test_size_tells_what_a_write_made_of_the_disk(client: RawClient, disk: Ledge
 
 
 @chunked
-@lengths
-def test_size_is_told_for_writes_of_every_length(client: RawClient, disk: LedgerDisk, length: int) -> None:
-    for number, flags in enumerate((EXTEND | SIZE_FLAG, EXTEND | SIZE_FLAG | FUA)):
-        told = client.call(WRITE, disk.size, flags=flags, payload=b"\xa5" * length).size
-        assert (told.size, told.cause) == (disk.size, EXTENDED_BY_WRITE)
-        assert disk.size == SIZE + (number + 1) * rounded(length)
+def test_size_is_told_for_writes_of_every_length(client: RawClient, disk: LedgerDisk) -> None:
+    for length, flags in itertools.product(LENGTHS, (EXTEND | SIZE_FLAG, EXTEND | SIZE_FLAG | FUA)):
+        before = disk.size
+        told = client.call(WRITE, before, flags=flags, payload=b"\xa5" * length).size
+        assert (told.size, told.cause) == (before + rounded(length), EXTENDED_BY_WRITE)
+        assert disk.size == told.size
 
 
 @modes
-@lengths
-def test_inside_the_disk_the_flag_has_no_effect(client: RawClient, disk: LedgerDisk, length: int) -> None:
+def test_inside_the_disk_the_flag_has_no_effect(client: RawClient, disk: LedgerDisk) -> None:
     before = disk.control.disk(disk.vm, "disk0")
-    for flags in (EXTEND, EXTEND | FUA):
+    for length, flags in itertools.product(LENGTHS, (EXTEND, EXTEND | FUA)):
         client.write(SIZE - length, b"\xa5" * length, flags)
         assert client.call(WRITE_ZEROES, SIZE - length, 1, flags).error == 0
-    assert client.read(SIZE - length, length) == b"\0" + b"\xa5" * (length - 1)
+        assert client.read(SIZE - length, length) == b"\0" + b"\xa5" * (length - 1)
     assert disk.control.disk(disk.vm, "disk0") == before
 
 
 @modes
-@lengths
-def test_what_the_budget_does_not_hold_fails_whole(client: RawClient, disk: LedgerDisk, length: int) -> None:
+def test_what_the_budget_does_not_hold_fails_whole(client: RawClient, disk: LedgerDisk) -> None:
     disk.control.update_vm(disk.vm, SIZE + 4096)
     client.write(SIZE - 4096, b"\xaa" * 4096)
-    for offset in (SIZE + 4097 - length, SIZE + 4096, 2**40, 2**63 - 4096, 2**63, 2**64 - 1):
-        for flags in (EXTEND, EXTEND | FUA):
+    for length, flags in itertools.product(LENGTHS, (EXTEND, EXTEND | FUA)):
+        for offset in (SIZE + 4097 - length, SIZE + 4096, 2**63 - 4096, 2**63, 2**64 - 1):
             reply = client.call(WRITE, offset, flags=flags, payload=b"\xbb" * length)
             assert reply.error == ENOSPC, offset
             assert len(reply.text) > 20 or client.mode == SIMPLE

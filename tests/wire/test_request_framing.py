@@ -94,14 +94,13 @@ def test_each_request_may_come_byte_by_byte(server: NativeServer, client: RawCli
 
 @modes
 @requests
-def test_each_request_may_end_in_the_next_piece(server: NativeServer, mode: str, kind: str) -> None:
+def test_each_request_may_end_in_the_next_piece(server: NativeServer, client: RawClient, mode: str, kind: str) -> None:
     said = REQUESTS[kind](mode)
     whole = replies(server, mode, said)
-    for cut in {*range(1, min(len(said), 40)), len(said) - 1}:
-        with server.connect(mode=mode, contexts=(b"base:allocation",)) as client:
-            client.send(said[:cut])
-            client.send(said[cut:] + request(mode, DISC, 0, 0))
-            assert client.receive_rest() == whole
+    for cut in range(1, len(said)):
+        client.send(said[:cut])
+        client.send(said[cut:])
+        assert client.receive(len(whole)) == whole
 
 
 @modes
@@ -128,11 +127,13 @@ def test_a_connection_may_be_cut_anywhere(server: NativeServer, mode: str, kind:
     said = REQUESTS[kind](mode)
     whole = replies(server, mode, said)
     header = 32 if mode == EXTENDED else 28
-    for cut in {*range(header + 2), len(said) // 2, len(said) - 1} - {len(said), len(said) + 1}:
+    cuts = [*range(header), *range(header, len(said), 100)]
+    for cut in cuts:
         with server.connect(mode=mode) as client:
             client.send(said[:cut])
             client.finish_sending()
             assert whole.startswith(client.receive_rest())
+    for cut in cuts[::3]:
         with server.connect(mode=mode) as client:
             client.send(said[:cut])
 

@@ -104,7 +104,7 @@ def test_changes_of_ones_own_are_told_with_their_cause(client: RawClient) -> Non
 def test_a_change_of_ones_own_is_never_told_as_anothers(all_server: NativeServer, disk: LedgerDisk) -> None:
     with all_server.connect(disk.export) as client:
         cookie, _ = subscribe(client)
-        for number in range(1, 9):
+        for number in range(1, 6):
             rest()
             assert client.call(RESIZE, SIZE + number * 4096).error == 0
             assert heard(client, cookie).cause == AS_REQUESTED
@@ -183,7 +183,7 @@ def test_changes_come_together_at_most_ten_a_second_and_the_last_is_told(
 ) -> None:
     begun = time.monotonic()
     cookie, first = subscribe(client)
-    last = SIZE + 60 * 4096
+    last = SIZE + 25 * 4096
     with grow_server.connect(disk.export) as other:
         for size in range(SIZE + 4096, last + 1, 4096):
             assert other.call(RESIZE, size).error == 0
@@ -224,10 +224,9 @@ def test_shutdown_ends_a_subscription(tmp_path: Path, mode: str) -> None:
         assert server.wait() == 0
 
 
-@modes
-def test_a_change_that_nobody_told_the_server_of_is_found_out(tmp_path: Path, mode: str) -> None:
+def test_a_change_that_nobody_told_the_server_of_is_found_out(tmp_path: Path) -> None:
     image = make_image(tmp_path)
-    with NativeServer("--file", image, directory=tmp_path) as server, server.connect(mode=mode) as client:
+    with NativeServer("--file", image, directory=tmp_path) as server, server.connect() as client:
         cookie, first = subscribe(client)
         os.truncate(image, SIZE + 100)
         told = heard(client, cookie)
