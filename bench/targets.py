@@ -3,10 +3,10 @@
     .venv/bin/python bench/targets.py                 all rows, about 5 minutes
     .venv/bin/python bench/targets.py --rounds 3 --seconds 2 --only '4k'
 
-Both servers serve the same file over a unix socket, pinned to one core; the load, fio with its nbd engine, is pinned
-to another. Rounds alternate between the two. Each row shows the median of the rounds' ratios, with the lowest and
-highest: throughput (higher is better) and the server's processor time per request (lower is better). Absolute numbers
-depend on the machine, and on what else it does; look at the spread before believing a ratio.
+Both servers serve the same file over a unix socket, pinned to one core; the load, fio with its nbd engine (nbdcopy for
+TLS), is pinned to another. Rounds alternate between the two. Each row shows the median of the rounds' ratios, with the
+lowest and highest: throughput (higher is better) and the server's processor time per request (lower is better).
+Absolute numbers depend on the machine, and on what else it does; look at the spread before believing a ratio.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import psutil
 
 _MIB = 1 << 20
 _FILE_SIZE = 512 * _MIB
+_COPIED_AT_ONCE = 256 << 10
 _SERVER_CORE = 1 if (os.cpu_count() or 1) > 1 else 0
 _LOAD_CORE = 0
 
@@ -88,21 +89,43 @@ def measure(server: Server, row: Row, file: Path, seconds: float) -> Sample:
     """Put one load on one server."""
     if row.cold:
         drop_from_page_cache(file)
-    fio = shutil.which("fio")
-    if fio is None:
-        sys.exit("fio is missing: apt-get install fio")
-    command = [
-        *(["taskset", "-c", str(_LOAD_CORE)] if row.jobs == 1 else []),
-        *(fio, "--name=load", "--ioengine=nbd", f"--uri={server.uri}", f"--rw={row.operation}", f"--bs={row.block}"),
-        *(f"--iodepth={row.depth}", f"--size={_FILE_SIZE}", "--time_based", f"--runtime={seconds:g}", "--thread"),
-        *(f"--numjobs={row.jobs}", "--group_reporting", "--randrepeat=0", "--output-format=json"),
-    ]
+    command = copying(server) if row.tls else loading(server, row, seconds)
     before = server.processor_seconds()
+    begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
-    used = server.processor_seconds() - before
+    took, used = time.monotonic() - begun, server.processor_seconds() - before
+    if row.tls:
+        requests = _FILE_SIZE // _COPIED_AT_ONCE
+        return Sample(requests / took, used / requests)
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     side = job["write" if "write" in row.operation else "read"]
     return Sample(side["iops"], used / side["total_ios"])
+
+
+def loading(server: Server, row: Row, seconds: float) -> list[str]:
+    """The command that puts the load on."""
+    return [
+        *(["taskset", "-c", str(_LOAD_CORE)] if row.jobs == 1 else []),
+        *(program("fio"), "--name=load", "--ioengine=nbd", f"--uri={server.uri}", f"--rw={row.operation}"),
+        *(f"--bs={row.block}", f"--iodepth={row.depth}", f"--size={_FILE_SIZE}", "--time_based"),
+        *(f"--runtime={seconds:g}", "--thread", f"--numjobs={row.jobs}", "--group_reporting", "--randrepeat=0"),
+        "--output-format=json",
+    ]
+
+
+def copying(server: Server) -> list[str]:
+    """The command that reads all of the disk once: fio's engine takes no certificates."""
+    return [
+        *("taskset", "-c", str(_LOAD_CORE), program("nbdcopy"), "--connections=1", "--requests=16"),
+        *(f"--request-size={_COPIED_AT_ONCE}", server.uri, "null:"),
+    ]
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        sys.exit(f"{name} is missing: scripts/setup installs it")
+    return found
 
 
 def drop_from_page_cache(file: Path) -> None:
@@ -144,7 +167,9 @@ def uri(path: Path, certificates: Path, row: Row) -> str:
 @contextmanager
 def running(command: Sequence[str], path: Path) -> Iterator[psutil.Process]:
     """A server process, once it accepts connections on the socket at `path`."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as started:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as started:
         try:
             wait_for(path, started)
             yield psutil.Process(started.pid)
@@ -177,7 +202,7 @@ def pin(processes: Sequence[psutil.Process], core: int | None) -> None:
 def make_certificates(directory: Path) -> None:
     """A certificate authority and a server's certificate for localhost."""
     (directory / "ca.info").write_text("cn = bench authority\nca\ncert_signing_key\n")
-    (directory / "server.info").write_text("cn = localhost\ndns_name = localhost\ntls_www_server\nencryption_key\n")
+    (directory / "server.info").write_text("cn = localhost\ndns_name = localhost\ntls_www_server\nsigning_key\nencryption_key\n")
     steps = (
         "certtool --generate-privkey --outfile ca-key.pem",
         "certtool --generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem",

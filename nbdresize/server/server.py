@@ -19,6 +19,7 @@ END_SECONDS = 8.0
 
 _PAUSE_AFTER_FAILURE = 0.1
 _STACK = 512 << 10
+_SEND_BUFFER = 2 << 20
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
@@ -118,7 +119,8 @@ class Server:
 
 
 def _tune(sock: socket.socket) -> None:
-    """What suits request and reply: nothing held back, and a dead peer found out."""
+    """What suits request and reply: room for several large replies, nothing held back, a dead peer found out."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
