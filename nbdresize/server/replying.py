@@ -27,26 +27,35 @@ class Replying:
 
     def refuse(self, request: Request, error: NbdresizeError | OSError) -> None:
         """Reply that a request failed, and why. Raises PeerGone."""
+        self.send(self.refusal(request, error))
+
+    def refusal(self, request: Request, error: NbdresizeError | OSError) -> bytes:
+        """The reply that tells that a request failed, and why."""
         if isinstance(error, NbdresizeError):
             number, text = error.nbd_errno, str(error)
         else:
             number, text = error.errno or NBD_EINVAL, error.strerror or ""
-        self.send(self._replies.error(request.cookie, request.offset, wire_errno(number), text))
+        return self._replies.error(request.cookie, request.offset, wire_errno(number), text)
 
     def later(self, request: Request, cost: int, work: Callable[[], Parts]) -> None:
         """Have the lane do `work`, and send the reply that it returns, or why it failed.
 
         `cost`: the bytes of memory that it holds until then. Waits while the lane is full.
         """
+        self.all_later((request,), cost, lambda _request: work())
+
+    def all_later(self, requests: Sequence[Request], cost: int, work: Callable[[Request], Parts]) -> None:
+        """Have the lane do `work` for one request after the other, and send all their replies together."""
 
         def run() -> None:
-            try:
+            parts: list[bytes | bytearray | memoryview] = []
+            for request in requests:
                 try:
-                    parts = work()
+                    parts += work(request)
                 except (NbdresizeError, OSError) as error:
-                    self.refuse(request, error)
-                else:
-                    self._stream.send_message(parts)
+                    parts.append(self.refusal(request, error))
+            try:
+                self._stream.send_message(parts if len(requests) == 1 else (b"".join(parts),))
             except PeerGone:
                 self._stream.break_off()
 

@@ -77,6 +77,9 @@ class Answers(Protocol):
     def answer(self, request: Request) -> None:
         """A request without a payload."""
 
+    def read_slowly(self, requests: list[Request]) -> None:
+        """READs within the size, none of which was in the page cache; reading them ahead has begun."""
+
     def write(self, request: Request, payload: memoryview) -> None:
         """A WRITE whose payload is here."""
 
@@ -132,6 +135,7 @@ def serve_requests(
     while True:
         size = quick.live.size if quick else 0
         done = read = written = 0
+        slow: list[Request] = []
         while end - start >= header_size:
             magic, flags, command, cookie, offset, length = unpack(intake, start)
             if magic != right_magic:
@@ -150,7 +154,7 @@ def serve_requests(
                     try:
                         got = preadv(fd, (reply_view[at : at + length],), offset, nowait)
                     except OSError:
-                        got = -1  # not at hand, or broken: found out below, at leisure
+                        got = -1  # not at hand, or broken: found out later, at leisure
                     if got == length:
                         if extended:
                             put_extended_data(
@@ -181,7 +185,10 @@ def serve_requests(
                         start += header_size
                         done += 1
                         read += length
-                        continue
+                    else:
+                        slow.append(Request(flags, command, cookie, offset, length))
+                        start += header_size
+                    continue
             elif command == NBD_CMD_WRITE and (not extended or flags & NBD_CMD_FLAG_PAYLOAD_LEN):
                 payload = start + header_size
                 arrived = end - payload
@@ -222,6 +229,9 @@ def serve_requests(
                         written += length
                         continue
             # everything else, one by one
+            if slow:
+                answers.read_slowly(slow)
+                slow = []
             if used:
                 with stream.sending:
                     stream.send(reply_view[:used])
@@ -246,6 +256,8 @@ def serve_requests(
             with stream.sending:
                 stream.send(reply_view[:used])
             used = 0
+        if slow:
+            answers.read_slowly(slow)
         counters.requests += done
         counters.bytes_read += read
         counters.bytes_written += written
