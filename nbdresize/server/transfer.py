@@ -86,8 +86,9 @@ class Transfer:
             self.skip(length - len(head))
             return error
         offset, length = offset + len(head), length - len(head)
-        if self._stream.direct:
-            return self._splice(offset, length)
+        pipe = self._own_pipe() if self._stream.direct else None
+        if pipe is not None:
+            return self._splice(pipe, offset, length)
         return self._copy(offset, length)
 
     def skip(self, length: int) -> None:
@@ -111,9 +112,16 @@ class Transfer:
         """The next `length` bytes of the stream, in pieces that are good until the next one."""
         return pieces(self._stream, self._scratch_of(min(length, PIECE)), length)
 
-    def _splice(self, offset: int, length: int) -> NbdresizeError | None:
+    def _own_pipe(self) -> tuple[int, int] | None:
+        """The pipe, made when it is first needed; None while no descriptors are left for one."""
+        if self._pipe is None:
+            with contextlib.suppress(OSError):
+                self._pipe = _large_pipe()
+        return self._pipe
+
+    def _splice(self, pipe: tuple[int, int], offset: int, length: int) -> NbdresizeError | None:
         """Move the rest of a payload from the socket through a pipe into the file, without copying it out."""
-        reading, writing = self._pipe = self._pipe or _large_pipe()
+        reading, writing = pipe
         while length:
             try:
                 piped = os.splice(self._stream.fd, writing, min(length, PIECE))
