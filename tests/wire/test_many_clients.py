@@ -10,6 +10,8 @@ from tests.wire.conftest import make_image
 from tests.wire.layout import (
     ACK,
     EXTENDED,
+    FLUSH,
+    FUA,
     GO,
     LIST,
     MIB,
@@ -81,8 +83,13 @@ def test_a_server_without_descriptors_left_serves_again_once_there_are_some(tmp_
         for _ in range(100):
             client = stack.enter_context(server.client())
             client.send((3).to_bytes(4, "big") + option(GO, export_query(b"")))
+        until(lambda: server.files >= 60, what="descriptors to run out")
+        data = bytes(range(250)) * 2000
         for client in served:
-            assert client.read(0, 3) == b"\1\2\3"
+            client.write(MIB, data)
+            client.write(MIB, data, FUA)
+            assert client.read(MIB, len(data)) == data
+            assert client.call(FLUSH).error == 0
         stack.close()
         until(lambda: greets(server), what="descriptors to become free")
         server.check()
