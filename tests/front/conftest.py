@@ -17,7 +17,7 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 BUDGET = 512 * MIB
 
-FRONTS = ("nbdkit",)
+FRONTS = ("native", "nbdkit")
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def failed(*arguments: str | Path, path: str | None = None) -> tuple[int, str]:
     return done.returncode, done.stderr.splitlines()[-1]
 
 
-def test_it_prints_one_line_per_uri_and_each_accepts_clients(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path, tcp=True) as server:
+def test_it_prints_one_line_per_uri_and_each_accepts_clients(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path, tcp=True) as server:
         assert server.uris[0] == f"nbd+unix:///?socket={server.socket}"
         assert server.uris[1].startswith("nbd://localhost:")
         for uri in server.uris:
@@ -51,16 +51,16 @@ def test_it_prints_one_line_per_uri_and_each_accepts_clients(disk: Kind, tmp_pat
         assert server.process.stdout.read() == ""
 
 
-def test_the_pid_file_is_there_when_it_is_ready_and_gone_at_the_end(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+def test_the_pid_file_is_there_when_it_is_ready_and_gone_at_the_end(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         assert int(server.pid_file.read_text()) == server.pid
         assert server.end() == 0
         assert not server.pid_file.exists()
 
 
 @pytest.mark.parametrize("number", ENDING_SIGNALS)
-def test_a_signal_ends_it_and_leaves_nothing(disk: Kind, tmp_path: Path, number: signal.Signals) -> None:
-    with Serve(*disk.arguments, "--workers", "2", directory=tmp_path) as server:
+def test_a_signal_ends_it_and_leaves_nothing(front: str, disk: Kind, tmp_path: Path, number: signal.Signals) -> None:
+    with Serve(*disk.arguments, "--workers", "2", front=front, directory=tmp_path) as server:
         workers = server.workers()
         assert len(workers) == 2
         assert server.end(number) == 0
@@ -69,8 +69,8 @@ def test_a_signal_ends_it_and_leaves_nothing(disk: Kind, tmp_path: Path, number:
         assert server.said() == ""
 
 
-def test_idle_clients_do_not_hold_up_the_end(kind: Kind, tmp_path: Path) -> None:
-    with Serve(*kind.arguments, "--workers", "2", directory=tmp_path, root=kind.root, tcp=True) as server:
+def test_idle_clients_do_not_hold_up_the_end(front: str, kind: Kind, tmp_path: Path) -> None:
+    with Serve(*kind.arguments, "--workers", "2", front=front, directory=tmp_path, root=kind.root, tcp=True) as server:
         clients = [connect(server.uri(number=number % 2)) for number in range(8)]
         half_open = [socket.create_connection(("localhost", int(server.uris[1].split(":")[-1][:-1]))) for _ in range(2)]
         waiting = connect(server.uri(kind.export + "@size"))
@@ -85,8 +85,8 @@ def test_idle_clients_do_not_hold_up_the_end(kind: Kind, tmp_path: Path) -> None
             connection.close()
 
 
-def test_what_was_answered_before_the_end_is_there(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+def test_what_was_answered_before_the_end_is_there(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         client = connect(server.uri())
         buffer = os.urandom(4096)
         written = 0
@@ -106,8 +106,8 @@ def stopped_worker(server: Serve) -> int:
     return worker
 
 
-def test_a_second_signal_ends_it_at_once(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+def test_a_second_signal_ends_it_at_once(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         worker = stopped_worker(server)
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not server.socket.exists(), what="the end to begin")
@@ -116,16 +116,16 @@ def test_a_second_signal_ends_it_at_once(disk: Kind, tmp_path: Path) -> None:
         assert server.said() == "", "what the first signal would have led to has not happened"
 
 
-def test_a_worker_that_does_not_end_is_killed_after_ten_seconds(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+def test_a_worker_that_does_not_end_is_killed_after_ten_seconds(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         worker = stopped_worker(server)
         assert server.end() == 0
         assert not alive(worker)
         assert server.said() == "nbdresize: what had not ended within 10 s was killed\n"
 
 
-def test_a_killed_worker_is_replaced_on_the_same_sockets(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path, tcp=True) as server:
+def test_a_killed_worker_is_replaced_on_the_same_sockets(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path, tcp=True) as server:
         for _ in range(3):
             [worker] = server.workers()
             os.kill(worker, signal.SIGKILL)
@@ -134,9 +134,9 @@ def test_a_killed_worker_is_replaced_on_the_same_sockets(disk: Kind, tmp_path: P
         assert "was ended by SIGKILL" in server.said()
 
 
-def test_no_worker_outlives_a_killed_supervisor(disk: Kind, tmp_path: Path) -> None:
+def test_no_worker_outlives_a_killed_supervisor(front: str, disk: Kind, tmp_path: Path) -> None:
     own = {"TMPDIR": str(tmp_path)}  # what a killed server can't remove
-    with Serve(*disk.arguments, "--workers", "8", directory=tmp_path, environment=own) as server:
+    with Serve(*disk.arguments, "--workers", "8", front=front, directory=tmp_path, environment=own) as server:
         client = connect(server.uri())
         workers = server.workers()
         server.end(signal.SIGKILL)
@@ -145,39 +145,39 @@ def test_no_worker_outlives_a_killed_supervisor(disk: Kind, tmp_path: Path) -> N
             client.pread(512, 0)
 
 
-def test_a_socket_that_a_killed_server_left_is_replaced(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path, environment={"TMPDIR": str(tmp_path)}) as server:
+def test_a_socket_that_a_killed_server_left_is_replaced(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path, environment={"TMPDIR": str(tmp_path)}) as server:
         server.end(signal.SIGKILL)
         assert server.socket.exists()
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         assert run("nbdinfo", "--size", server.uri()).strip() == str(SIZE)
 
 
-def test_a_socket_that_somebody_listens_on_is_not(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, directory=tmp_path) as server:
+def test_a_socket_that_somebody_listens_on_is_not(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         code, line = failed("--file", disk.volume, "--socket", server.socket)
         assert (code, line.split(":")[1]) == (6, " ResourceInUse")
         assert run("nbdinfo", "--size", server.uri()).strip() == str(SIZE)
 
 
-def test_run_gets_the_uri_and_gives_its_exit_code(disk: Kind, tmp_path: Path) -> None:
+def test_run_gets_the_uri_and_gives_its_exit_code(front: str, disk: Kind, tmp_path: Path) -> None:
     script = 'test -S "$socket" && nbdinfo --size "$uri" && exit 7'
-    with Serve(*disk.arguments, "--run", script, directory=tmp_path) as server:
+    with Serve(*disk.arguments, "--run", script, front=front, directory=tmp_path) as server:
         assert server.wait() == 7
         assert server.process.stdout is not None
         assert server.process.stdout.read().strip() == str(SIZE)
         assert not server.socket.exists()
 
 
-def test_a_signal_ends_the_command_that_runs_beside_it(disk: Kind, tmp_path: Path) -> None:
-    with Serve(*disk.arguments, "--run", "exec sleep 1000", directory=tmp_path) as server:
+def test_a_signal_ends_the_command_that_runs_beside_it(front: str, disk: Kind, tmp_path: Path) -> None:
+    with Serve(*disk.arguments, "--run", "exec sleep 1000", front=front, directory=tmp_path) as server:
         assert server.end() == 128 + signal.SIGTERM
 
 
-def test_every_worker_serves_and_answers_for_its_clients(disk: Kind, tmp_path: Path) -> None:
+def test_every_worker_serves_and_answers_for_its_clients(front: str, disk: Kind, tmp_path: Path) -> None:
     run_directory = tmp_path / "state/run"
     kind = ledger_kind(make_ledger(tmp_path, SIZE))
-    with Serve("--workers", "3", directory=tmp_path, root=kind.root) as server:
+    with Serve("--workers", "3", front=front, directory=tmp_path, root=kind.root) as server:
         clients = [connect(server.uri(kind.export)) for _ in range(24)]
         for number, client in enumerate(clients):
             client.pwrite(bytes([number]) * 512, number * 512)
@@ -191,9 +191,9 @@ def test_every_worker_serves_and_answers_for_its_clients(disk: Kind, tmp_path: P
     assert list(run_directory.iterdir()) == []
 
 
-def test_dropping_an_export_ends_its_connections_and_no_other(tmp_path: Path) -> None:
+def test_dropping_an_export_ends_its_connections_and_no_other(front: str, tmp_path: Path) -> None:
     root = make_ledger(tmp_path, SIZE, MIB)
-    with Serve(directory=tmp_path, root=root, tcp=True) as server:
+    with Serve(front=front, directory=tmp_path, root=root, tcp=True) as server:
         first = [connect(server.uri("web1/disk0", number=number % 2)) for number in range(6)]
         second = [connect(server.uri("web1/disk1", number=number % 2)) for number in range(6)]
         [admin] = (root / "run").glob("*.admin")
@@ -206,8 +206,8 @@ def test_dropping_an_export_ends_its_connections_and_no_other(tmp_path: Path) ->
             client.shutdown()
 
 
-def test_a_read_only_server_lets_nobody_write(kind: Kind, tmp_path: Path) -> None:
-    with Serve(*kind.arguments, "--read-only", directory=tmp_path, root=kind.root) as server:
+def test_a_read_only_server_lets_nobody_write(front: str, kind: Kind, tmp_path: Path) -> None:
+    with Serve(*kind.arguments, "--read-only", front=front, directory=tmp_path, root=kind.root) as server:
         client = connect(server.uri(kind.export))
         assert client.is_read_only()
         client.set_strict_mode(0)
@@ -258,13 +258,13 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_ended_at_any_moment_of_its_start(disk: Kind, tmp_path: Path, workers: str) -> None:
+def test_ended_at_any_moment_of_its_start(front: str, disk: Kind, tmp_path: Path, workers: str) -> None:
     """A signal after each of many delays, most of them before it is ready: it always ends, and leaves nothing."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {"TMPDIR": str(temporary)}
     for step in range(16):
-        server = Serve(*disk.arguments, "--workers", workers, directory=tmp_path, environment=environment)
+        server = Serve(*disk.arguments, "--workers", workers, front=front, directory=tmp_path, environment=environment)
         server.begin()
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -278,9 +278,9 @@ def test_ended_at_any_moment_of_its_start(disk: Kind, tmp_path: Path, workers: s
         assert "killed" not in server.said()
 
 
-def test_clients_of_two_sockets_all_get_served_by_two_workers(disk: Kind, tmp_path: Path) -> None:
+def test_clients_of_two_sockets_all_get_served_by_two_workers(front: str, disk: Kind, tmp_path: Path) -> None:
     """A worker that lost the race for a connection waits for the next one on that socket; another serves the rest."""
-    with Serve(*disk.arguments, "--workers", "2", directory=tmp_path, tcp=True) as server:
+    with Serve(*disk.arguments, "--workers", "2", front=front, directory=tmp_path, tcp=True) as server:
         for number in range(100):
             client = connect(server.uri(number=number // 10 % 2))
             client.pread(512, 0)
