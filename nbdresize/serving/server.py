@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from nbdresize.errors import InvalidArgument, ServerFailed, StateUnusable
 from nbdresize.serving import native, nbdkit
-from nbdresize.serving.activation import inherited_listeners
+from nbdresize.serving.activation import InheritedListener, inherited_listeners
 from nbdresize.serving.front import Front, environment
 from nbdresize.serving.listening import Listener, UnixListener, listen_tcp
 from nbdresize.serving.options import ServeOptions, Tls
@@ -72,8 +72,9 @@ def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[
         def on_ready() -> Process | None:
             if place.pid_file is not None:
                 stack.enter_context(_pid_file(place.pid_file))
-            for each in uris:
-                announce(each)
+            for listener, each in zip(listeners, uris, strict=True):
+                if not isinstance(listener, InheritedListener):  # whoever opened that knows it, and owns our output
+                    announce(each)
             return None if place.command is None else _run(place.command, uris, listeners)
 
         return supervisor.run(on_ready)
