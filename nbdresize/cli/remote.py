@@ -6,11 +6,11 @@ import typer
 
 from nbdresize.cli import options, output
 from nbdresize.cli.output import Column
+from nbdresize.errors import PeerFailed
 from nbdresize.units import parse_size_request
 
 if TYPE_CHECKING:
-    from nbdresize.client.size_export import SizeExport
-    from nbdresize.protocol.size_record import SizeRecord
+    from nbdresize.client import Resizable, Size
 
 _SIZE = options.explained(
     "Ask a server for a disk's size and how far it may grow, over NBD.",
@@ -20,7 +20,9 @@ _SIZE = options.explained(
     nbdresize size nbd://localhost/web1/disk0 --watch
     """,
     "URI is the disk's own: nbd://, nbds:// (TLS), nbd+unix://, nbds+unix://, with its query parameters. --watch"
-    " prints a line now and one for every change, until Ctrl-C, and then exits with 130.",
+    " prints a line now and one for every change, until Ctrl-C, and then exits with 130. Watching is using the disk,"
+    " as any client does, so nobody can shrink or delete it meanwhile; URI/disk@size, the disk's size export, is"
+    " watched without using it.",
 )
 _GROW = options.explained(
     "Make a disk larger over NBD, as far as its budget allows.",
@@ -30,7 +32,8 @@ _GROW = options.explained(
     nbdresize grow 'nbd+unix:///web1/disk0?socket=/run/nbd.sock' remaining
     """,
     "SIZE is the new size, '+' and what to add, or 'remaining' for all that is free. The server decides whether"
-    " clients may do that: see --client-resize of 'nbdresize serve'.",
+    " clients may do that: see --client-resize of 'nbdresize serve'. It is asked by the RESIZE command, or where it"
+    " does not offer that, through the disk's size export.",
 )
 
 _Uri = Annotated[str, typer.Argument(metavar="URI", help="The disk, as NBD clients attach it.", show_default=False)]
@@ -51,16 +54,17 @@ def size(
     ] = False,
     exact: options.Bytes = False,
 ) -> None:
-    from nbdresize.client.size_export import SizeExport
+    from nbdresize.client import connect_resizable
 
-    with SizeExport(uri, timeout) as export:
-        record = export.record()
+    with connect_resizable(uri, timeout) as disk:
         if watch:
-            _watch(export, record, uri, json=json, exact=exact)
-        elif json:
-            output.document(_record_json(uri, export, record))
-        else:
-            _show(record, exact=exact)
+            _watch(disk, uri, json=json, exact=exact)
+            return
+        now = disk.query()
+    if json:
+        output.document(_size_json(uri, disk.disk, now))
+    else:
+        _show(now, exact=exact)
 
 
 def grow(
@@ -73,46 +77,43 @@ def grow(
     json: options.Json = False,
     exact: options.Bytes = False,
 ) -> None:
-    from nbdresize.client.size_export import SizeExport
+    from nbdresize.client import Cause, connect_resizable
+    from nbdresize.client.growing import grow
 
     request = parse_size_request(size)
-    with SizeExport(uri, timeout) as export:
-        growth = export.grow(request, fit=fit)
-        disk = export.disk
-        if json:
-            record = _record_json(uri, export, growth.after)
-            output.document({**record, "old_size": growth.before.size, "cause": growth.cause})
-            return
-    old, new = (output.size(record.size, exact=exact) for record in (growth.before, growth.after))
-    if growth.before.size == growth.after.size:
-        output.line(f"{disk or uri}: {new} already")
-        return
-    cause = {"fitted": ", as far as the budget reaches", "rounded_up": ", rounded up"}.get(growth.cause, "")
-    output.line(f"{disk or uri}: {old} {output.arrow()} {new}{cause}")
-
-
-def _watch(export: "SizeExport", record: "SizeRecord", uri: str, *, json: bool, exact: bool) -> None:
-    """Print the size and each later one. Ends with an error only: Ctrl-C, a server that goes away."""
-    _show_change(export, None, record, uri, json=json, exact=exact)
-    while True:
-        newer = export.next_record()
-        if newer.generation != record.generation:
-            _show_change(export, record, newer, uri, json=json, exact=exact)
-            record = newer
-
-
-def _show_change(
-    export: "SizeExport", old: "SizeRecord | None", new: "SizeRecord", uri: str, *, json: bool, exact: bool
-) -> None:
+    with connect_resizable(uri, timeout) as disk:
+        growth = grow(disk, request, fit=fit)
+    before, after = growth.before, growth.after
     if json:
-        output.json_line(_record_json(uri, export, new))
+        answer = _size_json(uri, disk.disk, after)
+        output.document({**answer, "old_size": before.size, "cause": after.cause.name.lower()})
         return
-    before = f"{output.size(old.size, exact=exact)} {output.arrow()} " if old is not None else ""
-    output.line(f"{export.disk or uri}: {before}{output.size(new.size, exact=exact)} (generation {new.generation})")
-    output.flush()
+    name = disk.disk or uri
+    old, new = (output.size(told.size, exact=exact) for told in (before, after))
+    if before.size == after.size:
+        output.line(f"{name}: {new} already")
+        return
+    cause = {Cause.FITTED: ", as far as the budget reaches", Cause.ROUNDED_UP: ", rounded up"}.get(after.cause, "")
+    output.line(f"{name}: {old} {output.arrow()} {new}{cause}")
 
 
-def _record_json(uri: str, export: "SizeExport", record: "SizeRecord") -> dict[str, Any]:
+def _watch(disk: "Resizable", uri: str, *, json: bool, exact: bool) -> None:
+    """Print the size and each later one. Ends with an error only: Ctrl-C, a server that goes away."""
+    old: Size | None = None
+    for new in disk.watch():
+        if json:
+            output.json_line(_size_json(uri, disk.disk, new))
+        else:
+            before = f"{output.size(old.size, exact=exact)} {output.arrow()} " if old is not None else ""
+            output.line(
+                f"{disk.disk or uri}: {before}{output.size(new.size, exact=exact)} (generation {new.generation})"
+            )
+            output.flush()
+        old = new
+    raise PeerFailed(f"The server of {disk.disk or uri} has stopped telling of changes", "watch again once it is back")
+
+
+def _size_json(uri: str, disk: str, told: "Size") -> dict[str, Any]:
     from nbdresize.protocol.size_record import FEATURE_EXTEND, FEATURE_NOTIFY, FEATURE_SHRINK, FEATURE_SIZE_REPLIES
 
     features = {
@@ -123,22 +124,22 @@ def _record_json(uri: str, export: "SizeExport", record: "SizeRecord") -> dict[s
     }
     return {
         "uri": uri,
-        "export": export.disk,
-        "size": record.size,
-        "generation": record.generation,
-        "minimum": record.minimum,
-        "maximum": record.maximum,
-        "granularity": record.granularity,
-        "features": [name for name, bit in features.items() if record.features & bit],
+        "export": disk,
+        "size": told.size,
+        "generation": told.generation,
+        "minimum": told.minimum,
+        "maximum": told.maximum,
+        "granularity": told.granularity,
+        "features": [name for name, bit in features.items() if told.features & bit],
     }
 
 
-def _show(record: "SizeRecord", *, exact: bool) -> None:
+def _show(told: "Size", *, exact: bool) -> None:
     rows = [
-        ["size", output.size(record.size, exact=exact)],
-        ["generation", str(record.generation)],
-        ["minimum", output.size(record.minimum, exact=exact)],
-        ["maximum", output.size(record.maximum, exact=exact)],
-        ["granularity", output.size(record.granularity, exact=exact)],
+        ["size", output.size(told.size, exact=exact)],
+        ["generation", str(told.generation)],
+        ["minimum", output.size(told.minimum, exact=exact)],
+        ["maximum", output.size(told.maximum, exact=exact)],
+        ["granularity", output.size(told.granularity, exact=exact)],
     ]
     output.table([Column(""), Column("", right=True)], rows)

@@ -1,50 +1,67 @@
-"""A connection to an NBD export through libnbd, in which no silent server can hold anybody up.
+"""A connection to one export of an NBD server."""
 
-libnbd's own blocking calls wait for ever, so this drives its asynchronous ones with a deadline.
-"""
-
-import errno
-import os
-import queue
-import select
+import ssl
 import threading
-import time
-from collections.abc import Callable
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from collections.abc import Generator
+from types import TracebackType
+from typing import Self
 
-from nbdresize.errors import InvalidArgument, PeerFailed, ProgramMissing, ResourceNotFound
+from nbdresize.client.deadline import Deadline
+from nbdresize.client.dialing import dial
+from nbdresize.client.exchange import Exchange, failure
+from nbdresize.client.handshake import Chooser, Negotiation, the_export
+from nbdresize.client.resizing import Resizing
+from nbdresize.client.stream import Stream
+from nbdresize.client.uri import Target, parse_uri
+from nbdresize.client.values import Extent, Size
+from nbdresize.errors import InvalidArgument, NotAuthorized, PeerFailed
+from nbdresize.protocol.constants import (
+    NBD_CMD_BLOCK_STATUS,
+    NBD_CMD_FLAG_FUA,
+    NBD_CMD_FLAG_PAYLOAD_LEN,
+    NBD_CMD_FLUSH,
+    NBD_CMD_READ,
+    NBD_CMD_WRITE,
+    NBD_FLAG_READ_ONLY,
+    NBD_FLAG_SEND_FLUSH,
+    NBD_FLAG_SEND_FUA,
+    NBD_STATE_HOLE,
+    NBD_STATE_ZERO,
+)
+from nbdresize.protocol.export_info import MAX_EXPORT_SIZE, BlockSizes
+from nbdresize.protocol.negotiated import Mode, Negotiated
+from nbdresize.protocol.reply_check import BlockStatus, Data, ReplyEvent
+from nbdresize.protocol.violation import ProtocolViolation
 
-_PARTING_SECONDS = 1.0
-_LONGEST_SHOWN = 300
+TIMEOUT = 10.0
+CHECK_SECONDS = 30.0
+"""How long a watched server may be silent before it is asked whether it is there."""
 
-
-class CommandRefused(Exception):
-    """The server answered a command with an error; the connection goes on. `errno` as NBD defines it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(os.strerror(number))
-        self.errno = number
+_PIECE = 2 << 20
+"""Longer reads and writes go in pieces, so that each can be expected in time, and costs bounded memory."""
+_MOST_COMPACT = 2**32 - 65536
+"""The longest range of one request without extended headers; still a multiple of every block size."""
 
 
 class Connection:
-    """A connection to the export at an NBD URI.
+    """A connection to the export at an NBD URI, for one thread at a time; a context manager.
 
-    Every method raises PeerFailed where the server can't be reached, breaks the protocol, goes away, or does not
-    answer within `timeout` seconds.
+    Every method raises PeerFailed where the server goes away, breaks the protocol, or does not answer within
+    `timeout` seconds, and the connection is of no use then. Where the server refuses a request, the connection goes
+    on, and its error is one of the table, with its text: InsufficientSpace, NotAuthorized, InvalidArgument,
+    VolumeFailed; PeerFailed where it is shutting down.
     """
 
-    def __init__(self, uri: str, timeout: float) -> None:
-        """Connect. Raises ResourceNotFound where the server has no such export, InvalidArgument for a malformed URI,
-        ProgramMissing without libnbd."""
-        self.uri = uri
-        self.shown = uri if len(uri) <= _LONGEST_SHOWN else uri[:_LONGEST_SHOWN] + "…"
+    def __init__(self, uri: str, timeout: float = TIMEOUT, *, choose: Chooser = the_export) -> None:
+        """Connect, `timeout` seconds at most. Raises InvalidArgument for the URI, ResourceNotFound where the server
+        has no such export, NotAuthorized where this client may not use it, and PeerFailed."""
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise InvalidArgument(f"A time limit of {timeout} s", "give some seconds")
+        self.target = parse_uri(uri)
         self.timeout = timeout
-        self._nbd = libnbd()
-        self._handle: Any = self._nbd.NBD()
-        self._handle.set_uri_allow_local_file(True)  # the user's own URI may name the user's own certificates
-        self._ready = False
-        self._connect()
+        stream, self._negotiated = _open(self.target, timeout, choose)
+        self._exchange = Exchange(stream, self._negotiated, self.target.shown, timeout)
+        self._resizing = Resizing(self._exchange, self._negotiated.export, self.disk)
 
     def __enter__(self) -> Self:
         return self
@@ -55,149 +72,183 @@ class Connection:
         self.close(politely=error is None)
 
     @property
+    def export(self) -> str:
+        """The name of the export that is used."""
+        return self._negotiated.name
+
+    @property
+    def disk(self) -> str:
+        """The name of the disk's export, also where its `@size` export is used; empty for the default export."""
+        return self.target.disk
+
+    @property
+    def negotiated(self) -> Negotiated:
+        """What the handshake led to: form of replies, flags, block sizes, what RESIZE can do."""
+        return self._negotiated
+
+    @property
     def size(self) -> int:
-        """Of the export, in bytes, as the server told it at the start."""
-        size: int = self._handle.get_size()
-        return size
+        """Of the export in bytes, as the server told it last. Others may have changed it since; see `query`."""
+        return self._resizing.size
 
-    def read(self, length: int, offset: int, *, patience: float = 0.0) -> bytes:
-        """These bytes; the server may take `patience` seconds longer than usual. Raises CommandRefused."""
-        buffer = self._nbd.Buffer(length)
-        self._run(lambda: self._handle.aio_pread(buffer, offset), patience)
-        return bytes(buffer.to_bytearray())
+    @property
+    def read_only(self) -> bool:
+        return bool(self._negotiated.export.flags & NBD_FLAG_READ_ONLY)
 
-    def write(self, data: bytes, offset: int) -> None:
-        """Write these bytes. Raises CommandRefused."""
-        buffer = self._nbd.Buffer.from_bytearray(bytearray(data))
-        self._run(lambda: self._handle.aio_pwrite(buffer, offset), 0.0)
+    # The size
+
+    def query(self) -> Size:
+        """The size now. Raises PeerFailed where the server does not offer that."""
+        return self._resizing.query()
+
+    def resize(self, size: int | None, *, shrink: bool = False, fit: bool = False) -> Size:
+        """Change the size to `size` bytes, or with None to all that remains; the size then, and its cause.
+
+        It may be rounded up. With `fit`, the disk grows as far as its budget reaches where that is less; it becomes
+        smaller only with `shrink`, and while no other client uses it. The reply of a server that knows only the draft
+        of 2017 has no size, so its generation is 0, and `fit` does not work there.
+        """
+        return self._resizing.resize(size, shrink=shrink, fit=fit)
+
+    def watch(self, *, check_seconds: float = CHECK_SECONDS) -> Generator[Size, None, None]:
+        """The size now, and each later one, as it happens; ends when the server shuts down.
+
+        Of changes that come faster than they are taken, the latest is told. Other requests may be made meanwhile. A
+        server that is silent for `check_seconds` is asked for the size, and has `timeout` to answer. The server is
+        told when the generator is closed, as it is at the end of a `for` that holds the only reference to it.
+
+        Raises InvalidArgument where the size is watched already, PeerFailed also for a server that tells of more than
+        100 changes in a second.
+        """
+        return self._resizing.watch(check_seconds)
+
+    # The bytes
+
+    def read(self, length: int, offset: int, *, patience: float = 0.0, what: str = "") -> bytes:
+        """These bytes. The server may take `patience` seconds longer than usual; a refusal is one to do `what`."""
+        self._check_range(length, offset)
+        result = memoryview(bytearray(length))
+
+        def collect(event: ReplyEvent) -> None:
+            if isinstance(event, Data):  # a hole is zeroes, which are there already
+                start = event.offset - offset
+                result[start : start + len(event.data)] = event.data
+
+        for at, piece in self._pieces(length):
+            self._exchange.perform(
+                NBD_CMD_READ,
+                what or f"read {piece} bytes at {offset + at}",
+                offset=offset + at,
+                length=piece,
+                patience=patience,
+                collect=collect,
+            )
+        return bytes(result)
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False, what: str = "") -> None:
+        """Write these bytes, in pieces where they are many; with `fua`, durably. A refusal is one to do `what`."""
+        content = memoryview(data).cast("B")
+        self._check_range(len(content), offset)
+        if self.read_only:
+            raise NotAuthorized(f"{self.target.shown} is served read-only", "connect to a server that may write")
+        flags = NBD_CMD_FLAG_PAYLOAD_LEN if self._negotiated.mode is Mode.EXTENDED else 0
+        by_flag = fua and self._negotiated.export.flags & NBD_FLAG_SEND_FUA
+        for at, piece in self._pieces(len(content)):
+            self._exchange.perform(
+                NBD_CMD_WRITE,
+                what or f"write {piece} bytes at {offset + at}",
+                flags=flags | (NBD_CMD_FLAG_FUA if by_flag else 0),
+                offset=offset + at,
+                length=piece,
+                payload=content[at : at + piece],
+            )
+        if fua and not by_flag:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make every write that was answered durable. Raises InvalidArgument where the server does not offer that."""
+        if not self._negotiated.export.flags & NBD_FLAG_SEND_FLUSH:
+            raise InvalidArgument(f"The server at {self.target.shown} offers no flush", "it can't promise durability")
+        self._exchange.perform(NBD_CMD_FLUSH, "flush")
+
+    def block_status(self, length: int, offset: int) -> list[Extent]:
+        """What is allocated, from `offset` on: consecutive extents, at least one.
+
+        They may end before `length` bytes are told, and never after; ask again from there. Raises InvalidArgument
+        where the server does not offer that.
+        """
+        self._check_range(length, offset)
+        if not self._negotiated.contexts:
+            raise InvalidArgument(f"The server at {self.target.shown} offers no block status", "take it for data")
+        if self._negotiated.mode is not Mode.EXTENDED:
+            length = min(length, _MOST_COMPACT)
+        extents: list[Extent] = []
+
+        def collect(event: ReplyEvent) -> None:
+            if not isinstance(event, BlockStatus):
+                return
+            left = length
+            for told, flags in event.extents:
+                extents.append(Extent(min(told, left), bool(flags & NBD_STATE_HOLE), bool(flags & NBD_STATE_ZERO)))
+                left -= told
+
+        self._exchange.perform(
+            NBD_CMD_BLOCK_STATUS,
+            f"tell what is allocated of {length} bytes at {offset}",
+            offset=offset,
+            length=length,
+            collect=collect,
+        )
+        return extents
 
     def close(self, *, politely: bool = True) -> None:
-        """End the connection; `politely` tells the server first, which gets a second to take it."""
-        handle = self._handle
-        if politely and self._ready:
-            try:
-                handle.aio_disconnect()
-                self._until(lambda: self._gone(), time.monotonic() + _PARTING_SECONDS)
-            except (self._nbd.Error, TimeoutError):
-                pass  # it was to end, and it ends with the handle
-        self._ready = False
-        self._handle = None
+        """End the connection; may be called again. `politely` tells the server, which gets a second to end it too."""
+        self._exchange.close(politely=politely)
 
-    def _connect(self) -> None:
-        deadline = time.monotonic() + self.timeout
-        negotiating = False  # in contrast to finding the server: what libnbd's errno means depends on it
-        try:
-            self._begin(deadline)
-            negotiating = True
-            self._until(lambda: self._handle.aio_is_ready() or self._gone(), deadline)
-        except TimeoutError:
-            raise PeerFailed(
-                f"No NBD server answered at {self.shown} within {self.timeout:g} s",
-                "check that it runs, or give --timeout",
-            ) from None
-        except self._nbd.Error as error:
-            raise self._connecting_failed(error, negotiating) from None
-        if not self._handle.aio_is_ready():
-            raise PeerFailed(f"The server at {self.shown} ended the connection", "check its log")
-        self._ready = True
+    def _check_range(self, length: int, offset: int) -> None:
+        """Whether the server could take it at all; where the export ends, it knows better."""
+        block = self._block_sizes.minimum
+        if length <= 0 or offset < 0 or offset + length > MAX_EXPORT_SIZE:
+            raise InvalidArgument(f"{length} bytes at {offset} are no range of a disk", "give at least one byte")
+        if length % block or offset % block:
+            raise InvalidArgument(f"{length} bytes at {offset} are not whole blocks", f"each has {block} bytes here")
 
-    def _begin(self, deadline: float) -> None:
-        """Start connecting: in a thread, since looking up a host name blocks and has no deadline of its own."""
-        outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        handle, uri, failure = self._handle, self.uri, self._nbd.Error
+    def _pieces(self, length: int) -> list[tuple[int, int]]:
+        """Where the parts of a longer read or write begin, and their lengths."""
+        sizes = self._block_sizes
+        longest = max(min(_PIECE, sizes.maximum) // sizes.minimum, 1) * sizes.minimum
+        return [(at, min(longest, length - at)) for at in range(0, length, longest)]
 
-        def begin() -> None:
-            try:
-                handle.aio_connect_uri(uri)
-            except failure as error:
-                outcome.put(error)
-            else:
-                outcome.put(None)
-
-        threading.Thread(target=begin, name="connect", daemon=True).start()
-        try:
-            error = outcome.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise TimeoutError from None
-        if error is not None:
-            raise error
-
-    def _connecting_failed(self, error: Any, negotiating: bool) -> Exception:
-        reason = _reason(error)
-        if error.errnum == errno.EINVAL and not negotiating:
-            return InvalidArgument(f"{self.shown} is not a URI that libnbd takes ({reason})", "see nbd_connect_uri(3)")
-        if error.errnum == errno.ENOENT and negotiating:
-            return ResourceNotFound(
-                f"The server has no export for {self.shown}", "nbdinfo --list shows what it has, and its log why"
-            )
-        return PeerFailed(
-            f"The server at {self.shown} can't be used ({reason})", "check that it runs and what it offers"
-        )
-
-    def _run(self, begin: Callable[[], int], patience: float) -> None:
-        """Run one command to its end."""
-        limit = self.timeout + patience
-        try:
-            cookie = begin()
-            self._until(
-                lambda: self._gone() or self._handle.aio_peek_command_completed() == cookie, time.monotonic() + limit
-            )
-        except TimeoutError:
-            self._ready = False
-            raise PeerFailed(
-                f"The server at {self.shown} did not answer within {limit:g} s", "check it, or give --timeout"
-            ) from None
-        except self._nbd.Error as error:
-            raise self._lost(error) from None
-        try:
-            completed = self._handle.aio_command_completed(cookie)
-        except self._nbd.Error as error:
-            if self._gone():
-                raise self._lost(error) from None
-            raise CommandRefused(error.errnum) from None
-        if not completed:
-            raise PeerFailed(f"The server at {self.shown} ended the connection", "check its log")
-
-    def _lost(self, error: Any) -> PeerFailed:
-        self._ready = False
-        return PeerFailed(f"The connection to {self.shown} was lost ({_reason(error)})", "check the server and its log")
-
-    def _gone(self) -> bool:
-        return bool(self._handle.aio_is_dead() or self._handle.aio_is_closed())
-
-    def _until(self, done: Callable[[], bool], deadline: float) -> None:
-        """Let libnbd work until `done`. Raises TimeoutError, and libnbd's error where the connection fails."""
-        handle = self._handle
-        reading, writing = self._nbd.AIO_DIRECTION_READ, self._nbd.AIO_DIRECTION_WRITE
-        while not done():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            direction = handle.aio_get_direction()
-            wanted = (select.POLLIN if direction & reading else 0) | (select.POLLOUT if direction & writing else 0)
-            poll = select.poll()
-            poll.register(handle.aio_get_fd(), wanted)  # anew each time: the next address has a new socket
-            for _, events in poll.poll(max(1, int(remaining * 1000))):
-                if direction & reading and events & ~select.POLLOUT:
-                    handle.aio_notify_read()
-                else:
-                    handle.aio_notify_write()
+    @property
+    def _block_sizes(self) -> BlockSizes:
+        return self._negotiated.export.block_sizes or BlockSizes()
 
 
-def libnbd() -> ModuleType:
-    """libnbd's Python module. Raises ProgramMissing: it comes with the system, not from PyPI."""
+def _open(target: Target, timeout: float, choose: Chooser) -> tuple[Stream, Negotiated]:
+    """Connect and negotiate, `timeout` seconds for all of it."""
+    deadline = Deadline(timeout)
     try:
-        import nbd
-    except ImportError:
-        raise ProgramMissing(
-            "libnbd's Python module, nbd, is missing", "install the package python3-libnbd (libnbd's Python bindings)"
+        stream = Stream(dial(target, deadline))
+        try:
+            negotiation = Negotiation(stream, target, deadline)
+            negotiation.begin()
+            return stream, choose(negotiation)
+        except BaseException:
+            stream.close()
+            raise
+    except TimeoutError:
+        raise PeerFailed(
+            f"No NBD server answered at {target.shown} within {timeout:g} s", "check that it runs, or give --timeout"
         ) from None
-    module: ModuleType = nbd
-    return module
-
-
-def _reason(error: Any) -> str:
-    """What libnbd says, without the name of its function."""
-    text: str = error.string
-    function, separator, rest = text.partition(": ")
-    return rest if separator and function.startswith("nbd_") else text
+    except ssl.SSLCertVerificationError as error:
+        raise PeerFailed(
+            f"The certificate of the server at {target.shown} is not accepted ({error.verify_message})",
+            "tls-certificates=DIR in the URI names the authority that counts, and the host must be the certificate's",
+        ) from error
+    except ProtocolViolation as violation:
+        raise failure(violation, target.shown, timeout) from violation
+    except OSError as error:
+        raise PeerFailed(
+            f"The server at {target.shown} can't be used ({error.strerror or error})",
+            "check that it runs, and what its log says",
+        ) from error
