@@ -1,5 +1,6 @@
 """Where a connection's slow requests go, so that they do not hold up the quick ones behind them."""
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -49,9 +50,19 @@ class Lane:
             self._waiting.append(job)
             if len(self._waiting) <= self._idle:
                 self._work_is_waiting.notify()
-            elif self._threads < MAX_THREADS:
-                self._threads += 1
-                threading.Thread(target=self._work, name=f"{self._name} slow", daemon=True).start()
+                return
+            if self._threads < MAX_THREADS:
+                self._start_thread()
+            if self._threads:
+                return
+            self._waiting.pop()
+        self._run(job)  # slower, but done
+
+    def _start_thread(self) -> None:
+        """One more thread, where the system still gives one."""
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._work, name=f"{self._name} slow", daemon=True).start()
+            self._threads += 1
 
     def drain(self) -> None:
         """Wait until every job has ended."""
@@ -68,13 +79,16 @@ class Lane:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            try:
-                job.run()
-            finally:
-                with self._lock:
-                    self._held -= job.cost
-                    self._unfinished -= 1
-                    self._job_has_ended.notify()
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        try:
+            job.run()
+        finally:
+            with self._lock:
+                self._held -= job.cost
+                self._unfinished -= 1
+                self._job_has_ended.notify()
 
     def _next(self) -> Job | None:
         """The next job, or None when this thread has waited in vain and ends."""

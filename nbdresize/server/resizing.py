@@ -3,6 +3,7 @@
 Source: docs/resize-extension.md.
 """
 
+import errno
 import threading
 import time
 from dataclasses import replace
@@ -116,7 +117,10 @@ class Resizing:
     def _subscribe(self, cookie: int) -> None:
         if self._subscription is not None:
             raise InvalidArgument("A second subscription", "cancel the first; a connection has one at the most")
-        self._subscription = Subscription(self, cookie)
+        try:
+            self._subscription = Subscription(self, cookie)
+        except RuntimeError as error:  # no more threads
+            raise OSError(errno.ENOMEM, "The server has no thread left for a subscription") from error
 
     def _cancel(self, subscribed: int) -> None:
         if self._subscription is None or self._subscription.cookie != subscribed:
