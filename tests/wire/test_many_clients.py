@@ -1,14 +1,19 @@
 """More clients than a server likes, or has room for."""
 
-from contextlib import ExitStack
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.wait import until
 from tests.wire.conftest import make_image
 from tests.wire.layout import (
     ACK,
+    CACHE,
+    ENOMEM,
     EXTENDED,
     FLUSH,
     FUA,
@@ -103,6 +108,32 @@ def test_a_server_without_descriptors_left_serves_again_once_there_are_some(tmp_
         stack.close()
         until(lambda: greets(server), what="descriptors to become free")
         server.check()
+
+
+def test_a_server_without_threads_left_still_answers_the_clients_that_it_has(tmp_path: Path) -> None:
+    with NativeServer("--file", make_image(tmp_path), directory=tmp_path) as server, ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(10)]
+        with no_more_memory(server.pid):
+            for client in clients:
+                assert client.call(FLUSH).error == 0
+                assert client.call(CACHE, 0, 4096).error == 0
+            answers = [client.chunk(client.start(RESIZE, 0, 0, NOTIFY)) for client in clients]
+            assert {answer.error for answer in answers} <= {0, ENOMEM}
+        for client in clients:
+            assert client.call(FLUSH).error == 0
+            assert client.read(0, 3) == b"\1\2\3"
+        server.check()
+
+
+@contextmanager
+def no_more_memory(process: int) -> Iterator[None]:
+    """The process gets no memory for the stack of another thread while this lasts, and very little for anything."""
+    before = resource.prlimit(process, resource.RLIMIT_AS)
+    resource.prlimit(process, resource.RLIMIT_AS, (psutil.Process(process).memory_info().vms + (300 << 10), before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, resource.RLIMIT_AS, before)
 
 
 def test_subscribers_by_the_hundred(server: NativeServer) -> None:
