@@ -61,7 +61,7 @@ ROWS = (
     Row("1m write, depth 16", "write", "1m", 16, 1.6, 0.75),
     Row("4k random read, depth 1", "randread", "4k", 1, 1 / 1.1, None),
     Row("4k random read, depth 32, cold cache", "randread", "4k", 32, 1.0, None, cold=True),
-    Row("4k random read, depth 16, 4 connections", "randread", "4k", 16, 1.2, None, jobs=4, workers=2),
+    Row("4k random read, depth 16, 4 connections", "randread", "4k", 16, 1.2, None, jobs=4, workers=4),
     Row("256k read, depth 16, TLS", "read", "256k", 16, 1.0, None, tls=True),
 )
 

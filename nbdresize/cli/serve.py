@@ -160,6 +160,7 @@ def serve(
         read_only=read_only,
         client_resize=client_resize.value,
         max_connections=max_connections,
+        workers=workers,
         tls=Tls(tls, tls_psk, optional=tls_mode is TlsMode.OPTIONAL, verify_peer=not no_tls_verify_peer),
         front_arguments=tuple(nbdkit_argument or ()),
     )
@@ -179,7 +180,6 @@ def serve(
         pid_file=pid_file,
         command=run,
         run_directory=state.run if file is None else None,
-        workers=workers,
     )
     return serve_until_told(FRONTS[front.value], served, place, _announce)
 

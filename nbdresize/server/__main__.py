@@ -44,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stack.enter_context(AdminSocket(options.run, AdminCommands(access.exports, info)))
             if options.stdio:
                 return _serve_stdio(access)
-            _serve(access, options.max_connections)
+            _serve(access, options.max_connections, shared=options.shared)
     except NbdresizeError as error:
         print(f"nbdresize: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _serve(access: Access, most_connections: int) -> None:
+def _serve(access: Access, most_connections: int, *, shared: bool) -> None:
     """Accept connections until a signal; a second one ends the process at once."""
     count = int(os.environ.get("LISTEN_FDS", "0"))
     listening = [socket.socket(fileno=_FIRST_DESCRIPTOR + number) for number in range(count)]
-    server = Server(listening, access, Log(), most_connections)
+    server = Server(listening, access, Log(), most_connections, shared=shared)
     server.start()
     signal.sigwait(_ENDING)
     threading.Thread(target=_end_at_once, name="second signal", daemon=True).start()
@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, help="where the admin socket is made")
     parser.add_argument("--uri", action="append", default=[], help="what the admin socket tells of where it listens")
     parser.add_argument("--max-connections", type=int, default=MOST_CONNECTIONS)
+    parser.add_argument("--shared", action="store_true", help="other workers accept from the same sockets")
     parser.add_argument("--stdio", action="store_true", help="one client, on standard input and output")
     return parser
 

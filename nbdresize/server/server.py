@@ -18,6 +18,10 @@ END_SECONDS = 8.0
 """How long requests in flight may take when the server ends; less than the supervisor's patience."""
 
 _PAUSE_AFTER_FAILURE = 0.1
+_YIELD = 0.0005
+_LONGEST_YIELD = 0.005
+"""Seconds by which a worker holds back for each connection that it has, and at the most."""
+
 _STACK = 512 << 10
 _SEND_BUFFER = 2 << 20
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
@@ -32,11 +36,15 @@ class Server:
         access: Access,
         log: Callable[[str], None],
         most_connections: int = MOST_CONNECTIONS,
+        *,
+        shared: bool = False,
     ) -> None:
+        """`shared`: other workers accept from the same sockets, and whoever has the fewest connections should."""
         self._listening = listening
         self._access = access
         self._log = log
         self._most = most_connections
+        self._shared = shared
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._ending = False
@@ -72,6 +80,8 @@ class Server:
             poll.poll()
             if self._ending:
                 return
+            if self._shared and self._connections:
+                time.sleep(min(len(self._connections) * _YIELD, _LONGEST_YIELD))  # a worker with fewer goes first
             try:
                 sock, _ = listening.accept()
             except BlockingIOError:

@@ -17,6 +17,8 @@ def command_line(
     arguments.append(f"--root={options.root}" if options.file is None else f"--file={options.file.absolute()}")
     if options.max_size is not None:
         arguments.append(f"--max-size={options.max_size}")
+    if options.workers > 1:
+        arguments.append("--shared")
     if options.read_only:
         arguments.append("--read-only")
     if options.max_connections is not None:

@@ -50,7 +50,7 @@ class ServeOptions:
     """What is served: the disks of the ledger at `root`, or one `file`. Sizes in bytes.
 
     `max_size` is how far clients may grow the file. `client_resize`: off, grow or all. `max_connections`: of each
-    worker. `front_arguments` go to the front as they are.
+    of the `workers`. `front_arguments` go to the front as they are.
     """
 
     root: Path | None = None
@@ -59,6 +59,7 @@ class ServeOptions:
     read_only: bool = False
     client_resize: str = "grow"
     max_connections: int | None = None
+    workers: int = 1
     tls: Tls = Tls()
     front_arguments: tuple[str, ...] = ()
 

@@ -42,7 +42,6 @@ class Place:
     pid_file: Path | None = None
     command: str | None = None
     run_directory: Path | None = None
-    workers: int = 1
 
 
 def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[[str], None]) -> int:
@@ -52,8 +51,8 @@ def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[
     nbdkit, ServerFailed where it does not start.
     """
     options.tls.check()
-    if not 1 <= place.workers <= MOST_WORKERS:
-        raise InvalidArgument(f"{place.workers} workers", f"give between 1 and {MOST_WORKERS}")
+    if not 1 <= options.workers <= MOST_WORKERS:
+        raise InvalidArgument(f"{options.workers} workers", f"give between 1 and {MOST_WORKERS}")
     front.check(options)
     with EndSignals() as signals, ExitStack() as stack:  # first the signals, so that none finds anything half made
         run_directory = place.run_directory or stack.enter_context(_temporary_directory())
@@ -63,7 +62,7 @@ def serve(front: Front, options: ServeOptions, place: Place, announce: Callable[
             lambda end_descriptor: front.command_line(options, uris, run_directory, end_descriptor),
             environment(),
             listeners,
-            place.workers,
+            options.workers,
             run_directory,
             front.name,
             signals,
