@@ -424,11 +424,6 @@ class RawClient:
             if chunk.done:
                 return chunk.cookie
 
-    def has_no_chunk(self, cookie: int) -> bool:
-        """No chunk of this reply has come before that of a request which is sent and answered now."""
-        self.call(layout.READ, 0, 1)
-        return cookie not in self._replies
-
     def _keep(self, chunk: Chunk) -> None:
         self._replies.setdefault(chunk.cookie, Reply()).chunks.append(chunk)
 

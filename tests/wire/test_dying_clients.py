@@ -17,6 +17,7 @@ from tests.wire.layout import (
     MIB,
     MODES,
     NOTIFY,
+    PAYLOAD_LEN,
     READ,
     RESIZE,
     SIMPLE,
@@ -69,7 +70,7 @@ def flush(client: RawClient) -> bytes:
 
 
 def write_through(client: RawClient) -> bytes:
-    flags = FUA | (32 if client.mode == EXTENDED else 0)
+    flags = FUA | (PAYLOAD_LEN if client.mode == EXTENDED else 0)
     return client.packed(WRITE, AT, 30_000, flags)[1] + bytes(30_000)
 
 

@@ -20,6 +20,7 @@ from tests.wire.layout import (
     MODES,
     NO_HOLE,
     NOTIFY,
+    PAYLOAD_LEN,
     QUERY,
     READ,
     RESIZE,
@@ -140,7 +141,7 @@ def test_a_disk_may_be_written_from_its_end_on(client: RawClient, disk: LedgerDi
     """As whoever writes a growing file format does, with many requests at once."""
     packed, cookies = b"", []
     for number in range(40):
-        flags = EXTEND | (32 if client.mode == EXTENDED else 0)
+        flags = EXTEND | (PAYLOAD_LEN if client.mode == EXTENDED else 0)
         cookie, header = client.packed(WRITE, SIZE + number * 3000, 3000, flags)
         packed += header + bytes([number + 1]) * 3000
         cookies.append(cookie)

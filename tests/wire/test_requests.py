@@ -28,9 +28,11 @@ from tests.wire.layout import (
     NONE,
     OFFSET_DATA,
     OFFSET_HOLE,
+    PAYLOAD_LEN,
     READ,
     REQ_ONE,
     RESIZE,
+    SET_META_CONTEXT,
     SIMPLE,
     STATUS,
     STATUS_EXT,
@@ -38,6 +40,7 @@ from tests.wire.layout import (
     TRIM,
     WRITE,
     WRITE_ZEROES,
+    context_query,
 )
 from tests.wire.peer import NativeServer, RawClient, Reply
 
@@ -52,7 +55,7 @@ chunked = pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])
 
 
 @pytest.fixture
-def area(request: pytest.FixtureRequest) -> int:
+def area() -> int:
     """The offset of a mebibyte that only this test writes to."""
     return (1 + next(_AREAS) % 15) * MIB
 
@@ -151,9 +154,8 @@ def extents(reply: Reply) -> list[tuple[int, int]]:
 def test_block_status_tells_data_and_holes(server: NativeServer, client: RawClient) -> None:
     with server.client() as other:
         other.greet()
-        other.agree(mode := client.mode)
-        (_, context), _ = other.ask(10, bytes(4) + struct.pack(">II", 1, 15) + b"base:allocation")
-        assert mode == other.mode
+        other.agree(client.mode)
+        (_, context), _ = other.ask(SET_META_CONTEXT, context_query(b"", [b"base:allocation"]))
     reply = client.call(BLOCK_STATUS, HOLE, MIB)
     assert reply.chunks[0].payload[:4] == context[:4]
     assert extents(reply) == [(MIB, 3)]
@@ -289,7 +291,7 @@ def test_many_requests_at_once_are_all_answered(client: RawClient, area: int) ->
     cookies = []
     packed = b""
     for number in range(100):
-        cookie, header = client.packed(WRITE, area + number * 2000, 2000, 32 if client.mode == EXTENDED else 0)
+        cookie, header = client.packed(WRITE, area + number * 2000, 2000, PAYLOAD_LEN if client.mode == EXTENDED else 0)
         packed += header + data[number * 2000 : number * 2000 + 2000]
         cookies.append(cookie)
     client.send(packed)
