@@ -11,7 +11,6 @@ import struct
 import sys
 import termios
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +21,7 @@ from tests.peers import Server
 from tests.wait import until
 from tests.wire import layout
 from tests.wire.layout import EXTENDED, SIMPLE, STRUCTURED
+from tests.wire.replies import Chunk, Reply
 
 SECONDS = 30.0
 """How long a client waits for bytes before the test fails."""
@@ -126,78 +126,6 @@ class NativeServer(Server):
     def resident(self) -> int:
         """The memory that it has, in bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A simple reply (its `kind` is None), or one chunk of a structured or extended one."""
-
-    cookie: int
-    kind: int | None
-    done: bool
-    payload: bytes
-    error: int = 0
-    text: str = ""
-    offset: int | None = None
-
-
-@dataclass
-class Reply:
-    """All that answered one request."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-
-    @property
-    def error(self) -> int:
-        return next((chunk.error for chunk in self.chunks if chunk.error), 0)
-
-    @property
-    def text(self) -> str:
-        return next((chunk.text for chunk in self.chunks if chunk.error), "")
-
-    @property
-    def kinds(self) -> list[int | None]:
-        return [chunk.kind for chunk in self.chunks]
-
-    def data(self, offset: int, length: int) -> bytes:
-        """The bytes that a read of this range has got, every one of them exactly once."""
-        if self.kinds == [None]:
-            return self.chunks[0].payload
-        content, covered = bytearray(length), 0
-        for chunk in sorted(self.chunks, key=lambda chunk: chunk.payload[:8]):
-            at = int.from_bytes(chunk.payload[:8], "big")
-            assert at == offset + covered
-            if chunk.kind == layout.OFFSET_HOLE:
-                assert len(chunk.payload) == 12
-                covered += int.from_bytes(chunk.payload[8:], "big")
-            else:
-                assert chunk.kind == layout.OFFSET_DATA
-                content[covered : covered + len(chunk.payload) - 8] = chunk.payload[8:]
-                covered += len(chunk.payload) - 8
-        assert covered == length
-        return bytes(content)
-
-    @property
-    def size(self) -> "Size":
-        """The one SIZE chunk that it consists of."""
-        [chunk] = self.chunks
-        return Size.of(chunk)
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a SIZE chunk tells."""
-
-    size: int
-    generation: int
-    maximum: int
-    granularity: int
-    cause: int
-
-    @classmethod
-    def of(cls, chunk: Chunk) -> "Size":
-        assert chunk.kind == layout.SIZE_CHUNK, chunk
-        return cls(*struct.unpack(">QQQII", chunk.payload))
 
 
 class RawClient:

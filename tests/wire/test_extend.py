@@ -31,7 +31,8 @@ from tests.wire.layout import (
     WRITE_ZEROES,
 )
 from tests.wire.layout import SIZE as SIZE_FLAG
-from tests.wire.peer import NativeServer, RawClient, Size
+from tests.wire.peer import NativeServer, RawClient
+from tests.wire.replies import Size
 
 CAUSE_QUERY, BY_ANOTHER, EXTENDED_BY_WRITE = 0, 4, 5
 

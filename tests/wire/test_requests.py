@@ -42,7 +42,8 @@ from tests.wire.layout import (
     WRITE_ZEROES,
     context_query,
 )
-from tests.wire.peer import NativeServer, RawClient, Reply
+from tests.wire.peer import NativeServer, RawClient
+from tests.wire.replies import Reply
 
 DATA = bytes(range(1, 256)) * 1024
 """What stands at the beginning of the file; nothing writes there."""

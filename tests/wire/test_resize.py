@@ -35,7 +35,8 @@ from tests.wire.layout import (
     WRITE_ZEROES,
 )
 from tests.wire.layout import SIZE as SIZE_FLAG
-from tests.wire.peer import NativeServer, RawClient, Reply, Size
+from tests.wire.peer import NativeServer, RawClient
+from tests.wire.replies import Reply, Size
 
 CAUSE_QUERY, AS_REQUESTED, ROUNDED_UP, FITTED, BY_ANOTHER, EXTENDED_BY_WRITE = range(6)
 

@@ -29,7 +29,8 @@ from tests.wire.layout import (
     WRITE_ZEROES,
 )
 from tests.wire.layout import SIZE as SIZE_FLAG
-from tests.wire.peer import NativeServer, RawClient, Reply
+from tests.wire.peer import NativeServer, RawClient
+from tests.wire.replies import Reply
 
 modes = pytest.mark.parametrize("mode", MODES)
 chunked = pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])

@@ -28,7 +28,8 @@ from tests.wire.layout import (
     WRITE,
 )
 from tests.wire.layout import SIZE as SIZE_FLAG
-from tests.wire.peer import NativeServer, RawClient, Size
+from tests.wire.peer import NativeServer, RawClient
+from tests.wire.replies import Size
 
 CAUSE_QUERY, AS_REQUESTED, ROUNDED_UP, FITTED, BY_ANOTHER, EXTENDED_BY_WRITE = range(6)
 
