@@ -51,6 +51,8 @@ class Backing(ABC):
     live: LiveSize
     granularity: int
     """Sizes are a multiple of these many bytes."""
+    look_every: float = 1.0
+    """Seconds after which whoever waits for a change looks for one that nobody told."""
 
     def __init__(self, policy: ClientResize) -> None:
         self.policy = policy

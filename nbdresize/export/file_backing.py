@@ -29,6 +29,8 @@ class FileBacking(Backing):
     a device holds when its server starts is taken as it is.
     """
 
+    look_every = 0.1  # nobody tells: there is no ledger, whose operations tell every server
+
     def __init__(self, path: Path, policy: ClientResize, max_size: int | None = None, name: str = "") -> None:
         """Raises VolumeFailed where the path is neither a file nor a device, or can't be read."""
         super().__init__(policy)

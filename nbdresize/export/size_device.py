@@ -21,7 +21,6 @@ from nbdresize.protocol.size_record import (
 PATIENCE = 30.0
 """Seconds that a waiting read waits at most."""
 
-_LOOK_EVERY = 1.0
 _ASK_EVERY = 0.1
 _NOTHING_READ = -1
 
@@ -147,7 +146,7 @@ class SizeDevice:
             if now >= deadline:
                 return
             if now >= next_look:
-                next_look = now + _LOOK_EVERY
+                next_look = now + self._backing.look_every
                 if not self._look():
                     return
             if live.wait_newer(self._last_read, min(_ASK_EVERY, deadline - now), lambda: self._closing):

@@ -6,6 +6,7 @@ client on standard input and output.
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, or until the one client of --stdio has left; the exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # before any thread, so that only sigwait() takes them
     options = _parser().parse_args(arguments)
+    _allow_descriptors()
     try:
         with ExitStack() as stack:
             access = _access(options, stack)
@@ -49,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nbdresize: {error.name}: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _allow_descriptors() -> None:
+    """As many descriptors as the system lets us have: a connection takes three to five, the usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _serve(access: Access, most_connections: int, *, shared: bool) -> None:

@@ -91,6 +91,7 @@ class Handshaking:
         return agreed
 
     def _negotiate(self) -> Agreed | None:
+        self._stream.set_deadline(self._deadline)
         self._send(self._machine.greeting())
         intake = memoryview(bytearray(_INTAKE))
         while True:
@@ -124,6 +125,8 @@ class Handshaking:
                 return None
 
     def _send(self, data: bytes) -> None:
+        if time.monotonic() >= self._deadline:
+            raise PeerGone(f"no handshake within {HANDSHAKE_SECONDS:g} s")
         self._stream.send_message((data,))
 
     def _start_tls(self) -> None:

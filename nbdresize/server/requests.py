@@ -138,8 +138,7 @@ class Requests:
         """Let the disk reach to the request's end, if it asks for that; the size for its reply, if it asks for one."""
         if not request.flags & NBD_CMD_FLAG_EXTEND:
             return None
-        size = self._resizing.extend(request.offset + request.length)
-        return size if request.flags & NBD_CMD_FLAG_SIZE else None
+        return self._resizing.extend(request.offset + request.length, tell=bool(request.flags & NBD_CMD_FLAG_SIZE))
 
     # Commands
 

@@ -29,7 +29,6 @@ from nbdresize.units import MAX_SIZE, round_up
 
 _LEAST_INTERVAL = 0.1
 """Seconds between two notifications: at most ten a second."""
-_LOOK_EVERY = 1.0
 
 
 class Resizing:
@@ -59,17 +58,18 @@ class Resizing:
         else:
             self._replying.send(self._change(request))
 
-    def extend(self, end: int) -> SizeReply:
+    def extend(self, end: int, *, tell: bool) -> SizeReply | None:
         """Grow the disk to reach to `end`, if it does not: a barrier then, as every change of size.
 
-        Raises InsufficientSpace where the budget does not hold it; the disk is as it was.
+        The size that this has led to, where that is to be told. Raises InsufficientSpace where the budget does not
+        hold it; the disk is as it was.
         """
         disk, backing = self._disk, self._disk.backing
         if disk.read_only:
             raise NotAuthorized(f"{disk.name} is served read-only", "connect to a server that may write")
         backing.refresh()
         if end <= disk.size:
-            return self._now(Cause.QUERY)
+            return self._now(Cause.QUERY) if tell else None
         if end > MAX_SIZE:
             raise InsufficientSpace(f"{disk.name} can't reach to {end}", "stay within what the budget allows")
         self._lane.drain()
@@ -78,9 +78,9 @@ class Resizing:
             resized = self._resize(wanted, 0, Cause.EXTENDED)
         except NotAuthorized:
             if end <= disk.size:  # somebody else has made it larger still
-                return self._now(Cause.QUERY)
+                return self._now(Cause.QUERY) if tell else None
             raise
-        return self._outcome(resized)
+        return self._outcome(resized) if tell else None
 
     def close(self) -> None:
         """End the subscription, with its last chunk if the client still listens."""
@@ -170,16 +170,16 @@ class Subscription:
         self._thread.join()
 
     def _run(self) -> None:
-        resizing, live = self._resizing, self._resizing.disk.backing.live
+        resizing, backing = self._resizing, self._resizing.disk.backing
         try:
             known = resizing.notify(self.cookie, first=True)
             while not self._ended.wait(_LEAST_INTERVAL):
-                next_look = time.monotonic() + _LOOK_EVERY
-                while not live.wait_newer(known, max(0.0, next_look - time.monotonic()), self._ended.is_set):
+                next_look = time.monotonic() + backing.look_every
+                while not backing.live.wait_newer(known, max(0.0, next_look - time.monotonic()), self._ended.is_set):
                     if self._ended.is_set():
                         break
-                    resizing.disk.backing.refresh()
-                    next_look = time.monotonic() + _LOOK_EVERY
+                    backing.refresh()
+                    next_look = time.monotonic() + backing.look_every
                 else:
                     known = resizing.notify(self.cookie, first=False)
             resizing.finish(self.cookie)

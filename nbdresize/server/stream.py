@@ -59,9 +59,13 @@ class Stream:
                 self.send(part)
 
     def set_deadline(self, deadline: float | None) -> None:
-        """Let receiving end at `deadline` (of time.monotonic), or never; checked anew at each call of this."""
+        """Let each wait for the peer end at `deadline` (of time.monotonic); or, as from the start, only sending.
+
+        Without a deadline, receiving waits for ever and sending for SEND_SECONDS.
+        """
         seconds = 0.0 if deadline is None else max(deadline - time.monotonic(), 0.001)
         _limit(self.sock, socket.SO_RCVTIMEO, seconds)
+        _limit(self.sock, socket.SO_SNDTIMEO, seconds or SEND_SECONDS)
 
     def finish_receiving(self) -> None:
         """From any thread: what has arrived is the last; whoever waits for more gets the end of the stream."""

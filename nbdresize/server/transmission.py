@@ -139,6 +139,8 @@ def serve_requests(
         while end - start >= header_size:
             magic, flags, command, cookie, offset, length = unpack(intake, start)
             if magic != right_magic:
+                with stream.sending:
+                    stream.send(reply_view[:used])
                 raise PeerGone(f"a request with the magic {magic:#x}")
             if command == NBD_CMD_READ:
                 if may_read and 0 < length <= SMALL and offset + length <= size and not flags & ~plain_read:
