@@ -31,7 +31,6 @@ ONLY = {("serving", "control"): {"admin_client"}}
 # Each folder and what it may import from outside of the standard library.
 OUTSIDE = {
     "control": {"sqlalchemy"},
-    "client": {"nbd"},
     "cli": {"typer", "rich", "click"},
     "plugins": {"nbdkit", "plugins"},
 }

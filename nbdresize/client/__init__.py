@@ -13,7 +13,7 @@
 
 URIs are those of the NBD project: nbd:// and nbds:// (TLS), nbd+unix:// and nbds+unix:// with ?socket=PATH, and
 ?tls-certificates=DIR. Every error is an NbdresizeError; no server, however it behaves, holds a call up for longer than
-its time limit, or takes more memory than the call's own result and 64 MiB (block_status: 256 MiB).
+its time limit, or takes more memory than twice the call's result and 32 MiB (block_status: 256 MiB).
 """
 
 from nbdresize.client.connection import Connection

@@ -31,10 +31,8 @@ def _dial_unix(path: str, deadline: Deadline) -> socket.socket:
             return _connected((socket.AF_UNIX, path), deadline.remaining())
         except BlockingIOError:  # too many are waiting to be accepted, and the kernel tells nobody when that is over
             time.sleep(min(_BUSY_SECONDS, deadline.remaining()))
-        except (ValueError, OverflowError):
-            raise InvalidArgument("The URI names no socket that can be", "give another path") from None
         except OSError as error:
-            if error.errno is None:  # Python's own: the path is longer than an address can be
+            if error.errno is None and not isinstance(error, TimeoutError):  # Python's own, of what is no address
                 raise InvalidArgument(f"{path[:60]!r}… is too long a path for a socket", "use a shorter one") from None
             raise
 

@@ -22,9 +22,12 @@ from nbdresize.protocol.constants import (
 from nbdresize.protocol.export_info import ExportInfo
 from nbdresize.protocol.negotiated import Mode, Negotiated
 from nbdresize.protocol.size_record import SIZE_SUFFIX
+from nbdresize.protocol.violation import ProtocolViolation
 
 NO_SIZE_EXPORT = "only a server of nbdresize has size exports; 'nbdinfo --size URI' asks any other"
 """The way out where there is none."""
+_LONGEST_ANSWER = 1 << 20
+"""Of the options that are asked here, which does not include NBD_OPT_LIST, in bytes."""
 _INFOS = (NBD_INFO_BLOCK_SIZE, NBD_INFO_RESIZE)
 
 Chooser = Callable[["Negotiation"], Negotiated]
@@ -100,9 +103,13 @@ class Negotiation:
         return answered
 
     def _receive(self) -> Event:
-        while True:
-            for event in self._machine.feed(self._stream.receive(self._deadline)):
+        received = 0
+        while received < _LONGEST_ANSWER:
+            data = self._stream.receive(self._deadline)
+            received += len(data)
+            for event in self._machine.feed(data):
                 return event
+        raise ProtocolViolation(f"The answer to an option is longer than {_LONGEST_ANSWER} bytes", "none has to be")
 
     def _negotiated(self) -> Negotiated:
         negotiated = self._machine.negotiated

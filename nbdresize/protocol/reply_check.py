@@ -34,6 +34,8 @@ MAX_EXTENTS = 1 << 20
 """The most extents in one chunk; the protocol document tells servers to stay below."""
 MAX_CHUNKS = 65536
 """The most chunks in one reply, apart from notifications, which have no end."""
+MAX_ERRORS = 1024
+"""The most errors in one reply; each may hold a text of 4096 bytes."""
 _MAX_ERROR_PAYLOAD = NBD_MAX_STRING + 64
 _ERROR_BIT = 1 << 15
 
@@ -161,7 +163,7 @@ class ReplyCheck:
         events: list[ReplyEvent] = []
         if chunk.kind & _ERROR_BIT:
             self._errors.append(self._error(chunk))
-            if len(self._errors) > MAX_CHUNKS:
+            if len(self._errors) > MAX_ERRORS:
                 raise ProtocolViolation("A reply of errors without end", "no request has so many")
         elif chunk.kind == NBD_REPLY_TYPE_OFFSET_DATA:
             offset = int(_OFFSET.unpack_from(chunk.payload)[0])

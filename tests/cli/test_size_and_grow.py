@@ -3,12 +3,15 @@
 import json
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import SECONDS, Command
+from tests.client.conftest import qemu_nbd, stock_nbdkit
+from tests.client.raw_server import Peer, RawServer
 from tests.client.scripted_server import RECORD, ScriptedServer
 from tests.peers import Serve
 
@@ -73,19 +76,21 @@ def test_a_disk_that_is_not_there(web1: Command, server: Serve) -> None:
         web1("grow", server.uri(export), "30G").failed(5, "ResourceNotFound")
 
 
-def test_a_server_that_lets_no_client_resize(web1: Command, tmp_path: Path) -> None:
-    with Serve("--client-resize", "off", directory=tmp_path, root=web1.root) as serve:
+@pytest.mark.parametrize("front", ["native", "nbdkit"])
+def test_a_server_that_lets_no_client_resize(web1: Command, tmp_path: Path, front: str) -> None:
+    with Serve("--client-resize", "off", directory=tmp_path, root=web1.root, front=front) as serve:
         line = web1("grow", serve.uri("web1/disk0"), "30G").failed(8, "NotAuthorized")
         assert "--client-resize" in line
         assert web1("size", serve.uri("web1/disk0"), "--json").ok().json["size"] == 20 * GIB
 
 
-def test_a_single_file(nbdresize: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("front", ["native", "nbdkit"])
+def test_a_single_file(nbdresize: Command, tmp_path: Path, front: str) -> None:
     image = tmp_path / "disk.img"
     image.touch()
     with image.open("r+b") as file:
         file.truncate(GIB)
-    with Serve("--file", image, "--max-size", "2G", directory=tmp_path) as serve:
+    with Serve("--file", image, "--max-size", "2G", directory=tmp_path, front=front) as serve:
         assert nbdresize("size", serve.uri(), "--json").ok().json["maximum"] == 2 * GIB
         nbdresize("grow", serve.uri(), "1.5G").ok()
         assert image.stat().st_size == GIB * 3 // 2
@@ -155,6 +160,94 @@ def test_a_record_is_shown_as_it_came(nbdresize: Command, tmp_path: Path) -> Non
         answer = nbdresize("size", server.uri, "--json").ok().json
     assert answer["maximum"] == RECORD.maximum
     assert answer["features"] == ["notify"]
+
+
+def test_by_command_the_features_are_those_of_the_command(web1: Command, tmp_path: Path) -> None:
+    with Serve("--client-resize", "all", directory=tmp_path, root=web1.root, front="native") as serve:
+        answer = web1("size", serve.uri("web1/disk0"), "--json").ok().json
+        assert answer["features"] == ["size_replies", "notify", "shrink", "extend"]
+        assert answer["minimum"] < 20 * GIB
+        by_size_export = web1("size", serve.uri("web1/disk0@size"), "--json").ok().json
+        assert by_size_export["features"] == ["notify", "shrink"]
+        same = {key for key in RECORD_KEYS if answer[key] == by_size_export[key]}
+        assert same == set(RECORD_KEYS) - {"uri", "features"}
+
+
+def test_watching_by_command_holds_the_disk_and_by_its_size_export_does_not(web1: Command, tmp_path: Path) -> None:
+    with Serve(directory=tmp_path, root=web1.root, front="native") as serve:
+        for export, attached in (("web1/disk0@size", False), ("web1/disk0", True)):
+            watching = web1.start("size", serve.uri(export), "--watch")
+            try:
+                assert watching.stdout is not None
+                watching.stdout.readline()
+                smaller = "10G" if attached else "15G"
+                shrunk = web1("disk", "resize", "web1", "disk0", smaller, "--dangerous-allow-shrink")
+                if attached:
+                    shrunk.failed(6, "ResourceInUse")
+                else:
+                    shrunk.ok()
+            finally:
+                ended(watching)
+
+
+def test_the_end_of_the_server_ends_watching_by_command(web1: Command, tmp_path: Path) -> None:
+    with Serve(directory=tmp_path, root=web1.root, front="native") as serve:
+        watching = web1.start("size", serve.uri("web1/disk0"), "--watch")
+        try:
+            assert watching.stdout is not None
+            watching.stdout.readline()
+            assert serve.end() == 0
+            _, err = watching.communicate(timeout=SECONDS)
+            assert watching.returncode == 14
+            assert err.startswith(b"nbdresize: PeerFailed: ")
+            assert err.count(b"\n") == 1
+        finally:
+            ended(watching)
+
+
+def test_ctrl_c_while_a_server_is_silent(nbdresize: Command, tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def script(peer: Peer) -> None:
+        reached.set()
+        peer.receive(1)
+
+    with RawServer(tmp_path, script) as server:
+        for words in (("size",), ("size", "--watch"), ("grow", "30G")):
+            reached.clear()
+            process = nbdresize.start(words[0], server.uri, *words[1:], "--timeout", "3600")
+            try:
+                assert reached.wait(SECONDS)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=SECONDS) == (b"", b"")
+                assert process.returncode == 130
+            finally:
+                ended(process)
+
+
+def test_stock_servers_are_told_apart_from_ours(nbdresize: Command, tmp_path: Path) -> None:
+    for make in (stock_nbdkit, qemu_nbd):
+        with make(tmp_path) as server:
+            for words in (("size",), ("size", "--watch"), ("grow", "30G")):
+                line = nbdresize(words[0], server.uri("disk"), *words[1:]).failed(14, "PeerFailed")
+                assert "nbdinfo --size" in line
+
+
+def test_pre_shared_keys_are_refused_with_the_way_out(nbdresize: Command, tmp_path: Path) -> None:
+    uri = f"nbds+unix://alice@/web1/disk0?socket={tmp_path}/nbd.sock&tls-psk-file=keys.psk"
+    for words in (("size", uri), ("grow", uri, "30G")):
+        assert "tls-certificates=DIR" in nbdresize(*words).failed(3, "InvalidArgument")
+
+
+def test_no_command_needs_libnbd(web1: Command, tmp_path: Path) -> None:
+    """Whose module comes with the distribution's Python only."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "nbd.py").write_text("raise ImportError('there is no libnbd here')\n")
+    with Serve(directory=tmp_path, root=web1.root, front="native") as serve:
+        uri = serve.uri("web1/disk0")
+        assert web1("grow", uri, "+1G", PYTHONPATH=str(hidden)).ok().out == "web1/disk0: 20 GiB → 21 GiB\n"
+        assert web1("size", uri, "--json", PYTHONPATH=str(hidden)).ok().json["size"] == 21 * GIB
 
 
 def ended(process: "subprocess.Popen[bytes]") -> None:

@@ -460,3 +460,19 @@ def test_many_connections_that_fail_leave_no_descriptor_behind(tmp_path: Path) -
             with pytest.raises(PeerFailed):
                 connect(server.uri, LONG)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+def test_errors_without_end_take_bounded_memory(tmp_path: Path) -> None:
+    def script(peer: Peer) -> None:
+        payload = struct.pack(">IH", 5, 4096) + b"x" * 4096
+        errors = raw.chunk(raw.ERROR, peer.request().cookie, payload, flags=0) * 16
+        while True:
+            peer.send(errors)
+
+    tracemalloc.start()
+    try:
+        with RawServer(tmp_path, Honest(script)) as server:
+            broken(server, read)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
