@@ -187,6 +187,7 @@ def test_serve_shows_a_demo_whose_suggestions_work_and_leaves_nothing(tmp_path: 
         refused = "nbdresize disk resize demo disk0 +500G"
         assert refused in suggestions
         commands = suggestions.replace(refused, f"{refused} || [ $? = {InsufficientSpace.exit_code} ] && ")
+        commands += "\nkill $!"  # the one that watches, which would not end before the server
         ran = subprocess.run(["bash", "-euxc", commands], capture_output=True, text=True, timeout=100)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert "MIT License" in run("nbdsh", "-u", with_disk(uris[0]), "-c", "print(h.pread(64, 0))")
