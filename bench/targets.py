@@ -202,7 +202,7 @@ def pin(processes: Sequence[psutil.Process], core: int | None) -> None:
 def make_certificates(directory: Path) -> None:
     """A certificate authority and a server's certificate for localhost."""
     (directory / "ca.info").write_text("cn = bench authority\nca\ncert_signing_key\n")
-    (directory / "server.info").write_text("cn = localhost\ndns_name = localhost\ntls_www_server\nsigning_key\nencryption_key\n")
+    (directory / "server.info").write_text("cn = localhost\ntls_www_server\nsigning_key\nencryption_key\n")
     steps = (
         "certtool --generate-privkey --outfile ca-key.pem",
         "certtool --generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem",
