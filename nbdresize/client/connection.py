@@ -55,10 +55,8 @@ class Connection:
     def __init__(self, uri: str, timeout: float = TIMEOUT, *, choose: Chooser = the_export) -> None:
         """Connect, `timeout` seconds at most. Raises InvalidArgument for the URI, ResourceNotFound where the server
         has no such export, NotAuthorized where this client may not use it, and PeerFailed."""
-        if not 0 < timeout <= threading.TIMEOUT_MAX:
-            raise InvalidArgument(f"A time limit of {timeout} s", "give some seconds")
+        _check_timeout(timeout)
         self.target = parse_uri(uri)
-        self.timeout = timeout
         stream, self._negotiated = _open(self.target, timeout, choose)
         self._exchange = Exchange(stream, self._negotiated, self.target.shown, timeout)
         self._resizing = Resizing(self._exchange, self._negotiated.export, self.disk)
@@ -69,7 +67,17 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(politely=error is None)
+        self.close(politely=error is None or isinstance(error, Exception))
+
+    @property
+    def timeout(self) -> float:
+        """How many seconds the server may take for each answer; may be set."""
+        return self._exchange.timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        _check_timeout(seconds)
+        self._exchange.timeout = seconds
 
     @property
     def export(self) -> str:
@@ -222,6 +230,11 @@ class Connection:
     @property
     def _block_sizes(self) -> BlockSizes:
         return self._negotiated.export.block_sizes or BlockSizes()
+
+
+def _check_timeout(seconds: float) -> None:
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise InvalidArgument(f"A time limit of {seconds} s", "give some seconds")
 
 
 def _open(target: Target, timeout: float, choose: Chooser) -> tuple[Stream, Negotiated]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nbdresize.client.deadline import Deadline
-from nbdresize.client.rate import RateCap
+from nbdresize.client.rate import MOST_A_SECOND, RateCap
 from nbdresize.client.refusals import refusal
 from nbdresize.client.stream import Stream
 from nbdresize.errors import PeerFailed
@@ -33,8 +33,7 @@ class Exchange:
         self.shown = shown
         self.mode = negotiated.mode
         self.timeout = timeout
-        self.unasked = RateCap(time.monotonic())
-        """For what the server sends by itself."""
+        self._unasked: RateCap | None = None
         self._stream = stream
         self._replies = ReplyStream(negotiated)
         self._waiting: dict[int, Deliver] = {}
@@ -81,9 +80,15 @@ class Exchange:
     def subscribe(self, command: int, flags: int, deliver: Deliver) -> int:
         """Send a request without a payload whose reply goes on; its cookie. Raises PeerFailed."""
         cookie = self._cookie()
+        self._unasked = self._unasked or RateCap(time.monotonic())
         with self.guarded(self.timeout) as deadline:
             self.begin(Request(flags, command, cookie, 0, 0), b"", deliver, deadline)
         return cookie
+
+    def count_unasked(self) -> None:
+        """Count what a subscription was told. Raises PeerFailed for more than anybody can want to hear."""
+        if self._unasked is not None and not self._unasked.allows():
+            raise too_many(self.shown)
 
     def begin(self, request: Request, payload: bytes | memoryview, deliver: Deliver, deadline: Deadline) -> None:
         """Send a request, within `guarded`."""
@@ -94,10 +99,13 @@ class Exchange:
 
     def take_in(self, deadline: Deadline) -> None:
         """Wait for something to come, and deliver it; within `guarded`. Raises TimeoutError."""
-        drained = not self._stream.pending()
-        self.unasked.pass_time(time.monotonic(), drained=drained)
-        data = self._stream.receive(deadline)
-        self.unasked.pass_time(time.monotonic(), drained=drained)
+        if self._unasked is None:
+            data = self._stream.receive(deadline)
+        else:
+            drained = not self._stream.pending()
+            self._unasked.pass_time(time.monotonic(), drained=drained)
+            data = self._stream.receive(deadline)
+            self._unasked.pass_time(time.monotonic(), drained=drained)
         for event in self._replies.feed(data):
             deliver = self._waiting[event.cookie]
             if isinstance(event, Done):
@@ -131,6 +139,13 @@ class Exchange:
     def _cookie(self) -> int:
         self._last_cookie += 1
         return self._last_cookie
+
+
+def too_many(shown: str) -> PeerFailed:
+    """The error for a server that tells of changes faster than it may."""
+    return PeerFailed(
+        f"The server at {shown} tells of more than {MOST_A_SECOND} changes in a second", "an honest one sends ten"
+    )
 
 
 def failure(error: OSError | ProtocolViolation, shown: str, seconds: float) -> PeerFailed:

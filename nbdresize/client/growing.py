@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nbdresize.client.connection import TIMEOUT, Connection
 from nbdresize.client.handshake import tells_sizes, where_it_can_be_resized
+from nbdresize.client.refusals import UNEXPLAINED
 from nbdresize.client.size_export import SizeExport
 from nbdresize.client.values import Resizable, Size
 from nbdresize.errors import InsufficientSpace, InvalidArgument, NotAuthorized
@@ -49,6 +50,8 @@ def grow(disk: Resizable, request: SizeRequest, *, fit: bool = False) -> Growth:
             f"ask for at most {now.maximum} bytes, add --fit, or raise the budget",
         ) from None
     except NotAuthorized as refused:
+        if refused.way_out != UNEXPLAINED:
+            raise
         raise NotAuthorized(
             refused.problem,
             "serve with --client-resize grow, or use 'nbdresize disk resize' on the server's machine",

@@ -27,10 +27,12 @@ from nbdresize.protocol.constants import (
 )
 from nbdresize.protocol.reply_check import ReplyError
 
+UNEXPLAINED = "see what the server lets its clients do"
+"""The way out of NotAuthorized where the server gives no reason."""
 _LONGEST_TEXT = 600
 
 _KINDS: Mapping[int, tuple[type[NbdresizeError], str]] = {
-    NBD_EPERM: (NotAuthorized, "see what the server lets its clients do"),
+    NBD_EPERM: (NotAuthorized, UNEXPLAINED),
     NBD_EIO: (VolumeFailed, "see the server's log"),
     NBD_EINVAL: (InvalidArgument, "ask for something else"),
     NBD_ENOSPC: (InsufficientSpace, "ask for less, or free some space"),

@@ -8,7 +8,6 @@ from collections.abc import Generator
 
 from nbdresize.client.deadline import Deadline
 from nbdresize.client.exchange import Exchange
-from nbdresize.client.rate import MOST_A_SECOND
 from nbdresize.client.refusals import refusal
 from nbdresize.client.values import Cause, Size, told
 from nbdresize.errors import InvalidArgument, NbdresizeError, NotAuthorized, PeerFailed
@@ -107,7 +106,9 @@ class Resizing:
         if size is None or fit:
             raise InvalidArgument(f"The server at {self._exchange.shown} can't fit a size", "ask for an exact one")
         if size < self.size and not shrink:
-            raise NotAuthorized(f"{what[0].upper()}{what[1:]} is a shrink", "say so, with shrink=True")
+            raise NotAuthorized(
+                f"{format_size(size)} is less than {self._disk} has, {format_size(self.size)}", "say shrink=True"
+            )
         flags = NBD_CMD_FLAG_SHRINK if shrink and self._info is not None else 0
         self._exchange.perform(NBD_CMD_RESIZE, what, flags=flags, offset=size)
         self.size = size
@@ -186,18 +187,10 @@ class _Subscription:
         if isinstance(event, Done):
             self._done = event
         elif isinstance(event, SizeTold):
-            if not self._exchange.unasked.allows():
-                raise too_many(self._exchange.shown)
+            self._exchange.count_unasked()
             self._latest = event.size
 
 
 def size_shown(size: int | None) -> str:
     """A size that is asked for, as messages name it; None is all that remains."""
     return "all that remains" if size is None else format_size(size)
-
-
-def too_many(shown: str) -> PeerFailed:
-    """The error for a server that tells more than anybody can want to hear."""
-    return PeerFailed(
-        f"The server at {shown} tells of more than {MOST_A_SECOND} changes in a second", "an honest one sends ten"
-    )

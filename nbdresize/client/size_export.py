@@ -8,9 +8,10 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from nbdresize.client.connection import Connection
+from nbdresize.client.exchange import too_many
 from nbdresize.client.handshake import NO_SIZE_EXPORT
 from nbdresize.client.rate import RateCap
-from nbdresize.client.resizing import size_shown, too_many
+from nbdresize.client.resizing import size_shown
 from nbdresize.client.values import Cause, Size
 from nbdresize.errors import InvalidArgument, PeerFailed
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT, NBD_CMD_FLAG_SHRINK, NBD_RESIZE_ALL_THAT_REMAINS

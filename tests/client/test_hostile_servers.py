@@ -31,7 +31,8 @@ def answered(answer: Callable[[Request], bytes]) -> Script:
 
 def broken(server: RawServer, ask: Ask, told: str = "breaks the protocol", timeout: float = LONG) -> None:
     """`ask` fails, and the connection with it."""
-    with connect(server.uri, timeout) as connection:
+    with connect(server.uri, LONG) as connection:
+        connection.timeout = timeout
         with pytest.raises(PeerFailed, match=told) as caught:
             ask(connection)
         assert type(caught.value) is PeerFailed
@@ -402,11 +403,13 @@ def test_a_watched_server_that_falls_silent_is_given_up(tmp_path: Path) -> None:
             asked.append(peer.request().flags)
 
     def ask(connection: Connection) -> None:
-        for _ in connection.watch(check_seconds=SHORT):
-            continue
+        sizes = connection.watch(check_seconds=SHORT)
+        next(sizes)
+        connection.timeout = SHORT
+        next(sizes)
 
     with RawServer(tmp_path, Honest(script)) as server:
-        broken(server, ask, f"within {SHORT:g} s", SHORT)
+        broken(server, ask, f"within {SHORT:g} s")
     assert asked == [raw.QUERY]
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.client import Cause, Resizable, Size, connect_resizable
+from nbdresize.client import Cause, Connection, Resizable, Size, connect_resizable
 from nbdresize.client.growing import grow
+from nbdresize.client.handshake import where_it_can_be_resized
+from nbdresize.client.size_export import SizeExport
 from nbdresize.errors import (
     InsufficientSpace,
     InvalidArgument,
@@ -35,8 +37,8 @@ def fails_with(write: str) -> str:
 
 
 @contextmanager
-def opened(server: ScriptedServer, timeout: float = LONG) -> Iterator[Resizable]:
-    with server, connect_resizable(server.uri, timeout) as disk:
+def opened(server: ScriptedServer) -> Iterator[Resizable]:
+    with server, connect_resizable(server.uri, LONG) as disk:
         yield disk
 
 
@@ -183,8 +185,11 @@ def test_an_unknown_export_is_not_found(tmp_path: Path) -> None:
 
 def test_a_server_that_answers_a_read_too_late_is_given_up(tmp_path: Path) -> None:
     server = ScriptedServer(tmp_path, options=("--filter=delay",), settings=("rdelay=3600",))
-    with opened(server, 3.0) as disk, pytest.raises(PeerFailed, match="did not answer within 3 s"):
-        disk.query()
+    with server, Connection(server.uri, LONG, choose=where_it_can_be_resized) as connection:
+        disk = SizeExport(connection)
+        connection.timeout = SHORT
+        with pytest.raises(PeerFailed, match=f"did not answer within {SHORT:g} s"):
+            disk.query()
 
 
 def test_a_server_whose_waiting_reads_wait_for_nothing_is_given_up(tmp_path: Path) -> None:
