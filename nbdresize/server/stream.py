@@ -95,7 +95,8 @@ class TlsStream(Stream):
     direct = False
 
     def __init__(self, plain: Stream, context: ssl.SSLContext) -> None:
-        super().__init__(plain.sock)
+        self.sending = threading.Lock()
+        self._plain = plain
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._engine = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -142,10 +143,22 @@ class TlsStream(Stream):
                     sealed = self._outgoing.read()
             except ssl.SSLError as error:
                 raise PeerGone(f"TLS: {error.reason or error}") from error
-            super().send(sealed)
+            self._plain.send(sealed)
+
+    def set_deadline(self, deadline: float | None) -> None:
+        self._plain.set_deadline(deadline)
+
+    def finish_receiving(self) -> None:
+        self._plain.finish_receiving()
+
+    def break_off(self) -> None:
+        self._plain.break_off()
+
+    def close(self) -> None:
+        self._plain.close()
 
     def _take_in(self) -> int:
-        received = super().recv_into(memoryview(self._received))
+        received = self._plain.recv_into(memoryview(self._received))
         with self._lock:
             self._incoming.write(memoryview(self._received)[:received])
         return received
@@ -153,7 +166,7 @@ class TlsStream(Stream):
     def _flush(self) -> None:
         sealed = self._outgoing.read()
         if sealed:
-            super().send(sealed)
+            self._plain.send(sealed)
 
 
 class PipeStream(Stream):
