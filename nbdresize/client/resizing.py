@@ -63,11 +63,17 @@ class Resizing:
 
     def watch(self, check_seconds: float) -> Generator[Size, None, None]:
         self._need(NBD_RESIZE_FEATURE_NOTIFY | NBD_RESIZE_FEATURE_SIZE_REPLIES, "tell of changes")
-        if self._watching:
-            raise InvalidArgument("The size is watched already on this connection", "a second one takes a second watch")
+        self._check_unwatched()
         return self._watch(check_seconds)
 
+    def _check_unwatched(self) -> None:
+        if self._watching:
+            raise InvalidArgument(
+                "The size is watched already on this connection", "a second watch takes a second connection"
+            )
+
     def _watch(self, check_seconds: float) -> Generator[Size, None, None]:
+        self._check_unwatched()
         subscription = _Subscription(self._exchange, f"tell of changes of {self._disk}")
         self._watching = True
         known = -1

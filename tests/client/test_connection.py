@@ -4,10 +4,12 @@ import os
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -341,6 +343,20 @@ def test_a_host_that_is_none(host: str) -> None:
 def test_a_vsock_that_leads_nowhere() -> None:
     with pytest.raises(PeerFailed):
         connect("nbd+vsock://4294967294:65535/web1", SHORT)
+
+
+@pytest.mark.parametrize("kind", ["abstract", "not-utf-8", "relative"])
+def test_sockets_of_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = {"abstract": b"\0" + bytes(tmp_path), "not-utf-8": bytes(tmp_path) + b"/r \xff+", "relative": b"r&s;t"}[kind]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        hanging_up = threading.Thread(target=lambda: listener.accept()[0].close())
+        hanging_up.start()
+        with pytest.raises(PeerFailed, match=r"ended the connection|reset|lost"):
+            connect(f"nbd+unix:///?socket={quote(path)}", LONG)
+        hanging_up.join()
 
 
 def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ def test_a_watch_that_is_left_is_cancelled_and_the_connection_goes_on(disk: Conn
             assert next(sizes).size == (20 + number) * GIB
             with pytest.raises(InvalidArgument, match="watched already"):
                 disk.watch()
+        first, second = disk.watch(), disk.watch()
+        next(first)
+        with pytest.raises(InvalidArgument, match="watched already"):
+            next(second)
+        first.close()
         grow_to(root, (21 + number) * GIB)
         assert disk.query().size == (21 + number) * GIB
 
