@@ -43,7 +43,6 @@ def build() -> typer.Typer:
         module.register(group)
         app.add_typer(group, name=name)
     serve.register(app)
-    serve.register(app)
     remote.register(app)
     status.register(app)
     return app

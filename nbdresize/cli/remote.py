@@ -21,7 +21,7 @@ _SIZE = options.explained(
     """,
     "URI is the disk's own: nbd://, nbds:// (TLS), nbd+unix://, nbds+unix://, with its query parameters. --watch"
     " prints a line now and one for every change, until Ctrl-C, and then exits with 130. Watching is using the disk,"
-    " as any client does, so nobody can shrink or delete it meanwhile; URI/disk@size, the disk's size export, is"
+    " as any client does, so nobody can shrink or delete it meanwhile; its size export, such as web1/disk0@size, is"
     " watched without using it.",
 )
 _GROW = options.explained(

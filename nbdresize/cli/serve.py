@@ -41,9 +41,9 @@ _SERVE = options.explained(
     nbdresize serve --file disk.img --run 'nbdinfo $uri'
     nbdresize serve --file disk.img --stdio
     """,
-    "Prints one URI per line once clients can connect. Each disk is an export named VM/diskN, and VM/diskN@size tells"
-    " and changes its size. SIGTERM and Ctrl-C end it after the requests in flight, within ten seconds; a second one"
-    " ends it at once.",
+    "Prints one URI per line once clients can connect. Each disk is an export named VM/diskN. Clients resize it by the"
+    " RESIZE command of NBD, or through the export VM/diskN@size. SIGTERM and Ctrl-C end it after the requests in"
+    " flight, within ten seconds; a second one ends it at once.",
 )
 
 
@@ -78,9 +78,11 @@ def serve(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Let clients only read.")] = False,
     client_resize: Annotated[
-        Resizes, typer.Option("--client-resize", help="Which resizes clients may ask for.")
+        Resizes, typer.Option("--client-resize", help="Which resizes clients may ask for; a VM may allow less.")
     ] = Resizes.GROW,
-    front: Annotated[Front, typer.Option("--front", help="What speaks NBD to clients.")] = Front.NATIVE,
+    front: Annotated[
+        Front, typer.Option("--front", help="What speaks NBD to clients: nbdresize itself, or nbdkit.")
+    ] = Front.NATIVE,
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="How many processes share the work.")] = 1,
     tls: Annotated[
         Path | None,
@@ -94,7 +96,10 @@ def serve(
     tls_psk: Annotated[
         Path | None,
         typer.Option(
-            "--tls-psk", metavar="FILE", help="Require TLS, with the pre-shared keys in FILE.", show_default=False
+            "--tls-psk",
+            metavar="FILE",
+            help="With --front nbdkit: require TLS, with the pre-shared keys in FILE.",
+            show_default=False,
         ),
     ] = None,
     tls_mode: Annotated[
@@ -128,7 +133,7 @@ def serve(
         typer.Option(
             "--nbdkit-argument",
             metavar="ARG",
-            help="Hand ARG to nbdkit, such as --nbdkit-argument=--filter=stats. Repeatable.",
+            help="With --front nbdkit: hand ARG to nbdkit, such as --nbdkit-argument=--filter=stats. Repeatable.",
             show_default=False,
         ),
     ] = None,
