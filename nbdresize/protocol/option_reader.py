@@ -9,8 +9,8 @@ from nbdresize.protocol.options import (
 )
 from nbdresize.protocol.violation import ProtocolViolation
 
-MAX_OPTIONS = 64
-"""How many options one client may send, those before TLS included."""
+MAX_OPTIONS = 4096
+"""How many options one client may send, those before TLS included: `nbdinfo --list` sends two for each export."""
 MAX_OPTION_DATA = 65536
 """Longer data of an option, in bytes, is skipped; the option can be answered with NBD_REP_ERR_TOO_BIG."""
 MAX_SKIPPED_DATA = 1 << 20

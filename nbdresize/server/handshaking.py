@@ -159,7 +159,7 @@ class Handshaking:
     def _describe(self, wanted: ExportWanted) -> None:
         try:
             self._export = self._open(wanted.name)
-            info = describe(self._export, wanted.name, self._description(wanted.name))
+            info = describe(self._export, wanted.name)
         except NbdresizeError as error:
             self._close_export()
             self._send(self._machine.refuse(_refusal(error), str(error)))
@@ -172,19 +172,16 @@ class Handshaking:
     def _open(self, name: str) -> Export:
         return self._access.exports.open(name, read_only=self._access.read_only, client=self._client)
 
-    def _description(self, name: str) -> str | None:
-        return dict(self._access.exports.list()).get(name)
-
     def _close_export(self) -> None:
         export, self._export = self._export, None
         if export is not None:
             self._access.exports.close(export)
 
 
-def describe(export: Export, name: str, description: str | None) -> ExportInfo:
+def describe(export: Export, name: str) -> ExportInfo:
     """What a client is told of an export. Raises VolumeFailed, StateUnusable."""
     flags = NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | (NBD_FLAG_READ_ONLY if export.read_only else 0)
-    name = name or export.name
+    name, description = name or export.name, export.description
     sizes = BlockSizes(export.block_size)
     if not isinstance(export, DiskExport):
         return ExportInfo(export.size, flags, name, description, sizes)

@@ -12,9 +12,12 @@ from pathlib import Path
 import nbd
 import pytest
 
+from nbdresize.config import StateDirectory
+from nbdresize.control.control import Control
 from nbdresize.protocol.size_record import RECORD_LENGTH, REQUEST_OFFSET, WAITING_RECORD_OFFSET, SizeWish, parse_record
-from tests.front.conftest import BUDGET, MIB, SIZE, Served, connect
-from tests.peers import background, nbdsh, run
+from nbdresize.units import SizeRequest
+from tests.front.conftest import BUDGET, MIB, SIZE, Served, connect, make_ledger
+from tests.peers import Serve, background, nbdsh, run
 from tests.wait import until
 
 PIECE = 64 * 1024
@@ -53,6 +56,18 @@ def test_nbdinfo_lists_the_exports_with_descriptions(served: Served) -> None:
     [export] = json.loads(run("nbdinfo", "--list", "--json", served.server.uri()))["exports"]
     assert export["export-name"] == served.kind.export
     assert "64 MiB" in export["description"]
+
+
+def test_nbdinfo_lists_the_exports_of_many_vms(front: str, tmp_path: Path) -> None:
+    root = make_ledger(tmp_path)
+    names = [f"vm{number}" for number in range(6)]
+    with Control.open(StateDirectory(root), create=False) as control:
+        for name in names:
+            control.create_vm(name, BUDGET, [SizeRequest(exact=MIB)] * 8)
+        control.delete_vm("web1")
+    with Serve(front=front, directory=tmp_path, root=root) as server:
+        exports = json.loads(run("nbdinfo", "--list", "--json", server.uri()))["exports"]
+    assert [export["export-name"] for export in exports] == [f"{vm}/disk{slot}" for vm in names for slot in range(8)]
 
 
 def test_one_disk_is_the_default_export(served: Served) -> None:

@@ -161,15 +161,15 @@ def test_abort_with_too_much_data_is_acknowledged_nevertheless() -> None:
 
 
 def test_the_65th_option_ends_the_connection() -> None:
-    server = Server(exports=DISK).feed_all([FIXED, *[STRUCTURED] * 64])
-    assert server.sent == ACK_STRUCTURED * 64
+    server = Server(exports=DISK).feed_all([FIXED, *[STRUCTURED] * 4096])
+    assert server.sent == ACK_STRUCTURED * 4096
     with pytest.raises(ProtocolViolation):
         server.feed(STRUCTURED)
 
 
 def test_options_before_tls_count_too() -> None:
     server = Server(HandshakeSettings(tls=Tls.OPTIONAL), DISK)
-    server.feed_all([FIXED, *[STRUCTURED] * 63, STARTTLS])
+    server.feed_all([FIXED, *[STRUCTURED] * 4095, STARTTLS])
     with pytest.raises(ProtocolViolation):
         server.feed(STRUCTURED)
 

@@ -124,8 +124,9 @@ def test_info_tells_what_it_is_asked_for_and_nothing_else(server: NativeServer) 
         client.greet()
         assert client.info(b"") == {INFO_EXPORT: struct.pack(">QH", SIZE, FLAGS)}
         told = client.info(b"disk.img", [INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE, INFO_RESIZE, 77, INFO_NAME])
-        assert set(told) <= {INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE, INFO_RESIZE}
+        assert set(told) == {INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE, INFO_RESIZE}
         assert told[INFO_NAME] == b"disk.img"
+        assert told[INFO_DESCRIPTION] == b"disk.img, 64 MiB"
         assert told[INFO_BLOCK_SIZE] == struct.pack(">III", 1, 4096, 32 << 20)
         assert told[INFO_RESIZE] == struct.pack(">HIQQ", 0b1000, 1, SIZE, MAX_SIZE)
 

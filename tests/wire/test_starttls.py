@@ -151,11 +151,13 @@ def test_a_second_starttls_is_invalid(forced: NativeServer) -> None:
 def test_options_before_and_inside_are_counted_together(optional: NativeServer) -> None:
     with optional.client() as client:
         client.greet()
-        for _ in range(40):
-            client.ask(STRUCTURED_REPLY)
+        client.send(option(STRUCTURED_REPLY) * 2000)
+        for _ in range(2000):
+            client.option_replies(STRUCTURED_REPLY)
         secure(client)
-        for _ in range(23):
-            client.ask(STRUCTURED_REPLY)
+        client.send(option(STRUCTURED_REPLY) * 2095)
+        for _ in range(2095):
+            client.option_replies(STRUCTURED_REPLY)
         client.send(option(LIST))
         client.expect_end()
 
