@@ -221,12 +221,6 @@ def test_a_ledger_from_a_newer_version(web1: Command) -> None:
     assert "newer" in web1("vm", "list").failed(11, "StateUnusable")
 
 
-def test_libnbd_is_not_installed(nbdresize: Command, tmp_path: Path) -> None:
-    (tmp_path / "nbd.py").write_text("raise ImportError('No module named nbd')\n")
-    line = nbdresize("size", "nbd://localhost/x", PYTHONPATH=str(tmp_path)).failed(12, "ProgramMissing")
-    assert "python3-libnbd" in line
-
-
 def test_nobody_serves(nbdresize: Command, tmp_path: Path) -> None:
     uri = f"nbd+unix:///web1/disk0?socket={tmp_path / 'none'}"
     nbdresize("size", uri).failed(14, "PeerFailed")
