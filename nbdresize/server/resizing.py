@@ -5,7 +5,7 @@ Source: docs/resize-extension.md.
 
 import errno
 import threading
-import time
+from contextlib import suppress
 from dataclasses import replace
 
 from nbdresize.control.model import Cause
@@ -118,7 +118,7 @@ class Resizing:
         if self._subscription is not None:
             raise InvalidArgument("A second subscription", "cancel the first; a connection has one at the most")
         try:
-            self._subscription = Subscription(self, cookie)
+            self._subscription = Subscription(self, cookie, self._now(Cause.QUERY))
         except RuntimeError as error:  # no more threads
             raise OSError(errno.ENOMEM, "The server has no thread left for a subscription") from error
 
@@ -133,15 +133,15 @@ class Resizing:
     def disk(self) -> DiskExport:
         return self._disk
 
-    def notify(self, cookie: int, *, first: bool) -> int:
-        """Tell the subscriber the size as it is now; the generation that it has heard of then. Raises PeerGone."""
+    def news(self) -> SizeReply:
+        """The size as it is now, with the cause of its last change. Raises VolumeFailed, StateUnusable."""
         with self._changing:
-            size = self._now(Cause.QUERY)
-            own = self._own_changes.get(size.generation, Cause.CHANGED_BY_ANOTHER)
-        if not first:
-            size = replace(size, cause=int(own))
+            size = self._now(Cause.CHANGED_BY_ANOTHER)
+            return replace(size, cause=int(self._own_changes.get(size.generation, Cause.CHANGED_BY_ANOTHER)))
+
+    def notify(self, cookie: int, size: SizeReply) -> None:
+        """Tell the subscriber. Raises PeerGone."""
         self._replying.send(self._replies.size(cookie, 0, size, done=False))
-        return size.generation
 
     def finish(self, cookie: int) -> None:
         self._replying.send(self._replies.done(cookie, 0))
@@ -153,11 +153,14 @@ class Resizing:
 class Subscription:
     """Sends a SIZE chunk now and one per change until it is ended, from a thread of its own.
 
-    Changes that come faster than ten a second are told together, by the size that they have led to.
+    Changes that come faster than ten a second are told together, by the size that they have led to. While the size
+    can't be found out (the ledger is held, no descriptors are left), nothing is told; the connection goes on.
     """
 
-    def __init__(self, resizing: Resizing, cookie: int) -> None:
+    def __init__(self, resizing: Resizing, cookie: int, now: SizeReply) -> None:
+        """Raises RuntimeError where no thread can be started."""
         self.cookie = cookie
+        self._first = now
         self._resizing = resizing
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="subscription", daemon=True)
@@ -170,18 +173,24 @@ class Subscription:
         self._thread.join()
 
     def _run(self) -> None:
-        resizing, backing = self._resizing, self._resizing.disk.backing
+        resizing, known = self._resizing, self._first
         try:
-            known = resizing.notify(self.cookie, first=True)
+            resizing.notify(self.cookie, known)
             while not self._ended.wait(_LEAST_INTERVAL):
-                next_look = time.monotonic() + backing.look_every
-                while not backing.live.wait_newer(known, max(0.0, next_look - time.monotonic()), self._ended.is_set):
-                    if self._ended.is_set():
-                        break
-                    backing.refresh()
-                    next_look = time.monotonic() + backing.look_every
-                else:
-                    known = resizing.notify(self.cookie, first=False)
+                news = self._wait_for_news(known.generation)
+                if news is not None:
+                    resizing.notify(self.cookie, news)
+                    known = news
             resizing.finish(self.cookie)
-        except (PeerGone, NbdresizeError, OSError):
+        except PeerGone:
             resizing.break_off()
+
+    def _wait_for_news(self, known: int) -> SizeReply | None:
+        """The size, once its generation is newer than `known`; None where it is not after a while, or at the end."""
+        backing = self._resizing.disk.backing
+        with suppress(NbdresizeError, OSError):
+            if not backing.live.wait_newer(known, backing.look_every, self._ended.is_set) and not self._ended.is_set():
+                backing.refresh()
+            if backing.live.generation > known:
+                return self._resizing.news()
+        return None

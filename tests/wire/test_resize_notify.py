@@ -13,6 +13,7 @@ from tests.wire.conftest import MAX_SIZE, SIZE, LedgerDisk, make_image
 from tests.wire.layout import (
     CANCEL,
     EINVAL,
+    EIO,
     ENOSPC,
     EXTEND,
     EXTENDED,
@@ -223,6 +224,32 @@ def test_shutdown_ends_a_subscription(tmp_path: Path, mode: str) -> None:
         assert (last.kind, last.done) == (NONE, True)
         client.expect_end()
         assert server.wait() == 0
+
+
+def test_a_subscriber_outlives_a_size_that_cannot_be_found_out(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    away = tmp_path / "away.img"
+    with NativeServer("--file", image, directory=tmp_path) as server, server.connect() as client:
+        cookie, first = subscribe(client)
+        image.rename(away)
+        since = time.monotonic()
+        while time.monotonic() < since + 3:  # time for the server to look, in vain
+            assert client.call(RESIZE, 0, 0, QUERY).error == EIO
+            assert client.read(0, 3) == b"\1\2\3"
+        os.truncate(away, SIZE + 100)
+        away.rename(image)
+        told = heard(client, cookie)
+        assert told.size == SIZE + 100 and told.generation > first.generation
+
+
+def test_a_subscription_to_a_size_that_cannot_be_found_out_is_refused(tmp_path: Path) -> None:
+    image = make_image(tmp_path)
+    away = tmp_path / "away.img"
+    with NativeServer("--file", image, directory=tmp_path) as server, server.connect() as client:
+        image.rename(away)
+        assert client.call(RESIZE, 0, 0, NOTIFY).error == EIO
+        away.rename(image)
+        assert subscribe(client)[1].size == SIZE
 
 
 def test_a_change_that_nobody_told_the_server_of_is_found_out(tmp_path: Path) -> None:
