@@ -60,13 +60,12 @@ def _allow_descriptors() -> None:
 
 
 def _serve(access: Access, most_connections: int, *, shared: bool) -> None:
-    """Accept connections until a signal; a second one ends the process at once."""
+    """Accept connections until a signal. Further ones change nothing: who is in a hurry kills the process."""
     count = int(os.environ.get("LISTEN_FDS", "0"))
     listening = [socket.socket(fileno=_FIRST_DESCRIPTOR + number) for number in range(count)]
     server = Server(listening, access, Log(), most_connections, shared=shared)
     server.start()
     signal.sigwait(_ENDING)
-    threading.Thread(target=_end_at_once, name="second signal", daemon=True).start()
     server.end()
 
 
@@ -79,7 +78,8 @@ def _serve_stdio(access: Access) -> int:
     def end() -> None:
         signal.sigwait(_ENDING)
         connection.finish()
-        _end_at_once()
+        signal.sigwait(_ENDING)
+        os._exit(0)
 
     threading.Thread(target=end, name="signals", daemon=True).start()
     connection.run()
@@ -97,11 +97,6 @@ def _stdio_stream() -> Stream:
         return PipeStream(source, destination)
     os.close(destination)
     return Stream(sock)
-
-
-def _end_at_once() -> None:
-    signal.sigwait(_ENDING)
-    os._exit(0)
 
 
 def _access(options: argparse.Namespace, stack: ExitStack) -> Access:
