@@ -95,30 +95,41 @@ def lock_descriptor(path: Path, descriptor: int, *, exclusive: bool) -> bool:
     return True
 
 
-def lock_within(path: Path, wait: float, *, exclusive: bool, held_by: Callable[[], NbdresizeError]) -> int:
-    """As `try_lock`, asking again for `wait` seconds; then raises what `held_by` makes."""
+def _always() -> bool:
+    return True
+
+
+def lock_within(
+    path: Path,
+    wait: float,
+    *,
+    exclusive: bool,
+    held_by: Callable[[], NbdresizeError],
+    wanted: Callable[[], bool] = _always,
+) -> int:
+    """As `try_lock`, asking again for `wait` seconds, or while it is `wanted`; then raises what `held_by` makes."""
     deadline = time.monotonic() + wait
     pause = _FIRST_PAUSE
     while (descriptor := try_lock(path, exclusive=exclusive)) is None:
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or not wanted():
             raise held_by()
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(pause * 2, _LONGEST_PAUSE)
     return descriptor
 
 
-def lock_vm(directory: Path, vm: str, wait: float) -> FileLock:
+def lock_vm(directory: Path, vm: str, wait: float, wanted: Callable[[], bool] = _always) -> FileLock:
     """The lock of `vm`, held for the whole of each change of it.
 
     An intent whose VM is locked is being worked on; an open intent of an unlocked VM was left by a dead process.
-    Raises ResourceInUse where another change goes on for longer than `wait` seconds.
+    Raises ResourceInUse where another change goes on for longer than `wait` seconds, or than the lock is `wanted`.
     """
 
     def busy() -> NbdresizeError:
         return ResourceInUse(f"VM {vm} is being changed by another command", "try again when that has ended")
 
     path = directory / (vm + SUFFIX)
-    return FileLock(path, lock_within(path, wait, exclusive=True, held_by=busy), exclusive=True)
+    return FileLock(path, lock_within(path, wait, exclusive=True, held_by=busy, wanted=wanted), exclusive=True)
 
 
 def unusable(path: Path, error: OSError) -> StateUnusable:

@@ -1,6 +1,7 @@
 """What control answers with: values that stay as they were when they were read. Sizes in bytes."""
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_DISKS = 8
@@ -103,7 +104,8 @@ class ResizeOptions:
 
     `shrink`: a smaller size is allowed. `fit`: grow as far as the budget reaches. `round_up`: a size that is no
     multiple of the granularity is rounded up (never past the budget), else it is refused. `disconnect`: clients are
-    dropped before a shrink. `wait`: seconds to wait for another change of the VM to end.
+    dropped before a shrink. `wait`: seconds to wait for another change of the VM to end; given up earlier once `wanted`
+    says no, since whoever waits on behalf of a client keeps that client's lease.
     """
 
     shrink: bool = False
@@ -111,6 +113,7 @@ class ResizeOptions:
     round_up: bool = False
     disconnect: bool = False
     wait: float = 10.0
+    wanted: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ does a resize whose volume is gone, since its file system may be mounted again. 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,12 @@ class Change:
 
 
 @contextmanager
-def changing(site: Site, vm: str, wait: float = WAIT) -> Iterator[Change]:
-    """Hold the lock of `vm`, with its unfinished changes completed. Raises ResourceInUse after `wait` seconds."""
-    with locks.lock_vm(site.state.locks, vm, wait) as lock:
+def changing(site: Site, vm: str, wait: float = WAIT, wanted: Callable[[], bool] = lambda: True) -> Iterator[Change]:
+    """Hold the lock of `vm`, with its unfinished changes completed.
+
+    Raises ResourceInUse after `wait` seconds, or once it is not `wanted` any more.
+    """
+    with locks.lock_vm(site.state.locks, vm, wait, wanted) as lock:
         try:
             yield Change(lock, recover_vm(site, vm))
         finally:

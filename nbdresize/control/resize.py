@@ -171,7 +171,7 @@ def resize_disk(
     check_request(request, fit=options.fit)
     disk = site.disk(vm, disk_name)
     resize = Resize(site, vm, disk.slot, request, options, names.operation_id(operation))
-    with changing(site, vm, options.wait) as change:
+    with changing(site, vm, options.wait, options.wanted) as change:
         outcome = resize.run(change, holding, remember=operation is not None)
     if "servers" not in resize.clock.seconds:
         # Also where nothing changed: an earlier command may have been killed before it told the servers.

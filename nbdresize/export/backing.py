@@ -5,6 +5,7 @@ Two kinds: a disk of the ledger (`ledger_backing`), and a single file or device 
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,7 +78,9 @@ class Backing(ABC):
         """A shared lease. Raises ResourceInUse where the disk is held exclusively for longer than LEASE_WAIT."""
 
     @abstractmethod
-    def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:
+    def _change(
+        self, size: int, flags: int, shrink: bool, lease: HeldLease | None, wanted: Callable[[], bool]
+    ) -> Resized:
         """Change the size; the form, the policy and the present size are checked already, but may be outdated."""
 
     def refresh(self) -> None:
@@ -120,11 +123,14 @@ class Backing(ABC):
             features=FEATURE_NOTIFY | (FEATURE_SHRINK if shrinks else 0),
         )
 
-    def resize(self, size: int, flags: int, *, lease: HeldLease | None = None) -> Resized:
+    def resize(
+        self, size: int, flags: int, *, lease: HeldLease | None = None, wanted: Callable[[], bool] = lambda: True
+    ) -> Resized:
         """Change the size as a client asks, with the flags of the wire; what has become of it.
 
         `lease` is the caller's own on this disk: a shrink may then go ahead although the caller has it attached. It
-        is shared again afterwards. Raises InvalidArgument for the form, NotAuthorized and ResourceInUse where the
+        is shared again afterwards. Once it is not `wanted` any more, it waits for no other change to end. Raises
+        InvalidArgument for the form, NotAuthorized and ResourceInUse where the
         policy or other clients forbid it, InsufficientSpace, VolumeFailed; in this order.
         """
         check_resize(size, flags)
@@ -140,7 +146,7 @@ class Backing(ABC):
         allows_shrink = bool(flags & NBD_CMD_FLAG_SHRINK)
         if rounded < present.size:
             self._check_shrink(size, present.size, allows_shrink)
-        return self._change(size, flags, allows_shrink and self.policy is ClientResize.ALL, lease)
+        return self._change(size, flags, allows_shrink and self.policy is ClientResize.ALL, lease, wanted)
 
     def _check_policy_allows_change(self) -> None:
         if self.policy is ClientResize.OFF:

@@ -1,5 +1,7 @@
 """A disk as one connection uses it: its lease, its handle, and requests checked against the live size."""
 
+from collections.abc import Callable
+
 from nbdresize.errors import InsufficientSpace, InvalidArgument, NbdresizeError, NotAuthorized, VolumeFailed
 from nbdresize.export.backing import Backing, HeldLease, Resized
 from nbdresize.export.gate import Gate
@@ -25,14 +27,18 @@ class DiskExport:
     `requests`, `bytes_read` and `bytes_written` are counted without a lock: with requests in parallel, one may be lost.
     """
 
-    def __init__(self, backing: Backing, *, read_only: bool = False) -> None:
-        """Takes a lease and opens the volume. Raises ResourceInUse, VolumeFailed; nothing is held then."""
+    def __init__(self, backing: Backing, *, read_only: bool = False, alive: Callable[[], bool] = lambda: True) -> None:
+        """Takes a lease and opens the volume. Raises ResourceInUse, VolumeFailed; nothing is held then.
+
+        `alive` tells whether the connection still stands: for one that does not, no resize waits for another.
+        """
         self.name = backing.name
         self.read_only = read_only
         self.requests = 0
         self.bytes_read = 0
         self.bytes_written = 0
         self._backing = backing
+        self._alive = alive
         self._live = backing.live
         self._gate = Gate()
         self._lease, self._handle = _attach(backing, read_only)
@@ -162,10 +168,10 @@ class DiskExport:
             check_resize(size, flags)
             self._check_writable()
         if not flags & NBD_CMD_FLAG_SHRINK:
-            return self._backing.resize(size, flags)
+            return self._backing.resize(size, flags, wanted=self._alive)
         with self._gate.closed(_SHRINK_WAIT):
             try:
-                return self._backing.resize(size, flags, lease=self._lease)
+                return self._backing.resize(size, flags, lease=self._lease, wanted=self._alive)
             finally:
                 if not self._lease.held:  # then somebody may cut the volume any time: nothing lies inside any more
                     self._live = LiveSize(0, 0)

@@ -111,7 +111,7 @@ class Exports:
             if name.endswith(SIZE_SUFFIX):
                 export = SizeDevice(backing, read_only=read_only, alive=client.alive)
             else:
-                export = DiskExport(backing, read_only=read_only)
+                export = DiskExport(backing, read_only=read_only, alive=client.alive)
         except BaseException:
             self._leave(found.key)
             raise

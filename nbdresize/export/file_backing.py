@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,7 +87,9 @@ class FileBacking(Backing):
             lease.release()
             raise
 
-    def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:
+    def _change(
+        self, size: int, flags: int, shrink: bool, lease: HeldLease | None, _wanted: Callable[[], bool]
+    ) -> Resized:
         if self.is_device:
             raise VolumeFailed(
                 f"{self._path} is a device, which its clients can't resize", "resize the device itself; they will see"

@@ -1,5 +1,7 @@
 """A disk of the ledger behind an export."""
 
+from collections.abc import Callable
+
 from nbdresize.control.control import Control
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import Cause, ClientResize, Disk, ResizeOptions
@@ -67,7 +69,9 @@ class LedgerBacking(Backing):
             raise self._gone()
         return lease
 
-    def _change(self, size: int, flags: int, shrink: bool, lease: HeldLease | None) -> Resized:
+    def _change(
+        self, size: int, flags: int, shrink: bool, lease: HeldLease | None, wanted: Callable[[], bool]
+    ) -> Resized:
         fit = bool(flags & NBD_CMD_FLAG_FIT)
         everything = size > MAX_SIZE
         if everything and not fit:
@@ -81,7 +85,7 @@ class LedgerBacking(Backing):
             self._disk.vm,
             self._disk.name,
             REMAINING if everything else SizeRequest(exact=size),
-            ResizeOptions(shrink=shrink, fit=fit, round_up=True),
+            ResizeOptions(shrink=shrink, fit=fit, round_up=True, wanted=wanted),
             holding=lease if isinstance(lease, Lease) else None,
         )
         self.live.update(outcome.size, outcome.generation)

@@ -117,7 +117,7 @@ class SizeDevice:
         self.bytes_written += len(data)
         if self.read_only and not wish.flags & NBD_CMD_FLAG_QUERY:
             raise NotAuthorized(f"{self.name} is served read-only", "connect to a server that may write")
-        self._backing.resize(wish.size, wish.flags)
+        self._backing.resize(wish.size, wish.flags, wanted=self._alive)
 
     def flush(self) -> None:
         """Nothing is ever pending."""

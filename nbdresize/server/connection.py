@@ -56,6 +56,7 @@ class Connection:
     def drop(self) -> None:
         """End at once, whatever is under way."""
         self._ending = True
+        self._over.set()
         self._stream.break_off()
 
     def _serve(self) -> None:
