@@ -414,7 +414,7 @@ def test_no_write_ever_makes_a_file_longer_that_is_shrunk_and_grown_all_the_time
 def test_a_connection_whose_lease_was_lost_answers_nothing_any_more(
     disk: DiskExport, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(size: int, flags: int, *, lease: object) -> None:
+    def lose(size: int, flags: int, *, lease: object, wanted: object) -> None:
         disk._lease.release()
         raise VolumeFailed("The lease was lost to another change")
 
