@@ -55,12 +55,13 @@ class Counters(Protocol):
 class Sized(Protocol):
     """A size in bytes that changes while it is in use."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class QuickPath:
-    """What the hot loop needs to serve small requests by itself: the volume's descriptor and its live size.
+    """What the hot loop needs to serve small requests by itself: the volume's descriptor and the export's live size.
 
     `nowait`: the preadv flags with which a read fails rather than waits.
     """
