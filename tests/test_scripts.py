@@ -16,6 +16,8 @@ from nbdresize.errors import InsufficientSpace
 from tests.peers import CHECKOUT, run
 from tests.wait import until
 
+pytestmark = pytest.mark.slow
+
 SETUP = CHECKOUT / "scripts/setup"
 TEST = CHECKOUT / "scripts/test"
 
@@ -137,7 +139,8 @@ class Demo:
 
     def __init__(self, temporary: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [CHECKOUT / "scripts/serve", *arguments],
+            # Ctrl-C reaches it although a shell has started the tests in its background, ignoring SIGINT
+            ["env", "--default-signal=INT", CHECKOUT / "scripts/serve", *arguments],
             env={**os.environ, "TMPDIR": str(temporary)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -14,6 +14,8 @@ from nbdresize.control.model import MAX_DISKS
 from tests.cli.command import PROGRAM, SECONDS, Answer, Command, Inside
 from tests.filesystems import mounted, run
 
+pytestmark = pytest.mark.slow
+
 LONG_NAME = "x" * 300
 HOSTILE_NAMES = [
     "",

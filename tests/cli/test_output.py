@@ -11,6 +11,8 @@ import pytest
 from nbdresize.cli import output
 from tests.cli.command import INTERRUPTIBLE, PROGRAM, SECONDS, Command
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

@@ -15,6 +15,8 @@ from tests.client.raw_server import Peer, RawServer
 from tests.client.scripted_server import RECORD, ScriptedServer
 from tests.peers import Serve
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 RECORD_KEYS = ["uri", "export", "size", "generation", "minimum", "maximum", "granularity", "features"]
 

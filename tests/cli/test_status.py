@@ -4,9 +4,13 @@ import socket
 import threading
 from pathlib import Path
 
+import pytest
+
 from nbdresize.config import StateDirectory
 from tests.cli.command import Command, Inside
 from tests.peers import Serve, background
+
+pytestmark = pytest.mark.slow
 
 
 def test_without_servers(web1: Command) -> None:

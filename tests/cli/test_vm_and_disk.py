@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from nbdresize.config import StateDirectory
 from tests.cli.command import Command, Inside
+
+pytestmark = pytest.mark.slow
 
 GIB = 2**30
 DISK_KEYS = ["slot", "size", "boot", "image", "pci_slot", "generation", "pending_size", "export"]

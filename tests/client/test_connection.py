@@ -28,6 +28,8 @@ from tests.client.conftest import GIB, MIB, Listening, qemu_nbd, stock_nbdkit
 from tests.client.raw_server import Honest, RawServer, Request
 from tests.peers import Serve
 
+pytestmark = pytest.mark.slow
+
 LONG = 60.0
 SHORT = 0.3
 

@@ -28,6 +28,8 @@ from tests.client.conftest import GIB, Listening, grow_to, qemu_nbd, stock_nbdki
 from tests.client.raw_server import SIZE, Honest, Peer, RawServer, Request
 from tests.peers import Serve
 
+pytestmark = pytest.mark.slow
+
 LONG = 60.0
 SHORT = 0.3
 

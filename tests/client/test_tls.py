@@ -16,6 +16,8 @@ from tests.client.raw_server import Peer, RawServer
 from tests.peers import Serve, run
 from tests.tls_keys import make_certificates, without_client_certificate
 
+pytestmark = pytest.mark.slow
+
 LONG = 60.0
 SHORT = 0.5
 

@@ -18,6 +18,8 @@ from nbdresize.storage.file import FilePool, FileVolume
 from nbdresize.units import GRANULARITY, SizeRequest
 from tests.control.consistency import problems
 
+pytestmark = pytest.mark.slow
+
 Disks = dict[int, int]
 Model = dict[str, tuple[int, Disks]]
 

@@ -18,6 +18,8 @@ from tests.control.consistency import problems
 from tests.control.victim import BUDGET, CHANGES, PATTERN, SIZE
 from tests.filesystems import mounted
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 VM = ("vm", BUDGET, ((0, SIZE, 1), (1, SIZE, 1)))
 

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.model import ResizeOptions
@@ -15,6 +17,8 @@ from nbdresize.units import SizeRequest
 from tests.control import racer
 from tests.control.consistency import problems
 from tests.filesystems import mounted
+
+pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).parents[2]
 GIB = 1 << 30

@@ -24,6 +24,8 @@ from nbdresize.export.exports import Client, Export, Exports
 from nbdresize.units import SizeRequest
 from tests.wait import until
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 LONG = 60.0
 NONSENSE = [

@@ -10,6 +10,8 @@ import pytest
 from tests.front.conftest import MIB, SIZE, Served, connect, make_ledger
 from tests.peers import Serve, run
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "web1",
     "web1/",

@@ -10,6 +10,8 @@ import pytest
 from tests.front.conftest import MIB, SIZE, Kind, connect
 from tests.peers import Serve, run
 
+pytestmark = pytest.mark.slow
+
 
 def filtered(*arguments: str) -> list[str]:
     return [f"--nbdkit-argument={argument}" for argument in arguments]

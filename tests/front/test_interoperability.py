@@ -52,12 +52,14 @@ def test_nbdinfo_tells_everything(served: Served) -> None:
     assert sizes == [1, 4096, 32 * MIB]
 
 
+@pytest.mark.slow
 def test_nbdinfo_lists_the_exports_with_descriptions(served: Served) -> None:
     [export] = json.loads(run("nbdinfo", "--list", "--json", served.server.uri()))["exports"]
     assert export["export-name"] == served.kind.export
     assert "64 MiB" in export["description"]
 
 
+@pytest.mark.slow
 def test_nbdinfo_lists_the_exports_of_many_vms(front: str, tmp_path: Path) -> None:
     root = make_ledger(tmp_path)
     names = [f"vm{number}" for number in range(6)]
@@ -70,10 +72,12 @@ def test_nbdinfo_lists_the_exports_of_many_vms(front: str, tmp_path: Path) -> No
     assert [export["export-name"] for export in exports] == [f"{vm}/disk{slot}" for vm in names for slot in range(8)]
 
 
+@pytest.mark.slow
 def test_one_disk_is_the_default_export(served: Served) -> None:
     assert run("nbdinfo", "--size", served.server.uri()).strip() == str(SIZE)
 
 
+@pytest.mark.slow
 def test_nbdinfo_maps_data_and_holes(served: Served) -> None:
     client = served.connect()
     client.pwrite(b"x" * PIECE, MIB)
@@ -87,6 +91,7 @@ def test_nbdinfo_maps_data_and_holes(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_nbdcopy_both_ways_keeps_every_byte(served: Served, image: Path, tmp_path: Path) -> None:
     back = tmp_path / "back.raw"
     run("nbdcopy", "--flush", image, served.uri)
@@ -96,6 +101,7 @@ def test_nbdcopy_both_ways_keeps_every_byte(served: Served, image: Path, tmp_pat
     assert served.volume.stat().st_blocks < SIZE // 512, "the copy is sparse"
 
 
+@pytest.mark.slow
 def test_nbdsh_grows_through_the_size_export(served: Served) -> None:
     grow = f"h.pwrite(b'NBDRESZQ' + ({SIZE + 8 * MIB}).to_bytes(8, 'big') + bytes(48), 512)"
     tell = "print(int.from_bytes(h.pread(64, 0)[8:16], 'big'))"
@@ -104,6 +110,7 @@ def test_nbdsh_grows_through_the_size_export(served: Served) -> None:
     assert served.volume.stat().st_size == SIZE + 8 * MIB
 
 
+@pytest.mark.slow
 def test_a_request_past_the_budget_gets_enospc_and_changes_nothing(served: Served) -> None:
     client = connect(served.size_uri)
     with pytest.raises(nbd.Error) as refused:
@@ -114,6 +121,7 @@ def test_a_request_past_the_budget_gets_enospc_and_changes_nothing(served: Serve
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_a_shrink_by_a_client_gets_eperm_by_default(served: Served) -> None:
     client = connect(served.size_uri)
     with pytest.raises(nbd.Error) as refused:
@@ -122,6 +130,7 @@ def test_a_shrink_by_a_client_gets_eperm_by_default(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_a_waiting_read_tells_of_a_growth(served: Served) -> None:
     client = connect(served.size_uri)
     before = parse_record(bytes(client.pread(RECORD_LENGTH, 0)))
@@ -140,6 +149,7 @@ def test_a_waiting_read_tells_of_a_growth(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_an_old_connection_goes_on_and_a_new_one_sees_the_new_size(served: Served) -> None:
     old = served.connect()
     old.pwrite(b"before", SIZE - 6)
@@ -154,6 +164,7 @@ def test_an_old_connection_goes_on_and_a_new_one_sees_the_new_size(served: Serve
         client.shutdown()
 
 
+@pytest.mark.slow
 def test_every_request_of_the_protocol(served: Served) -> None:
     client = served.connect()
     client.pwrite(b"d" * MIB, 0, nbd.CMD_FLAG_FUA)
@@ -170,6 +181,7 @@ def test_every_request_of_the_protocol(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_a_client_with_simple_replies(served: Served) -> None:
     client = served.connect(structured=False)
     client.pwrite(b"simple", 4096)
@@ -177,6 +189,7 @@ def test_a_client_with_simple_replies(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_requests_past_the_end_get_their_errno(served: Served) -> None:
     client = served.connect()
     client.set_strict_mode(0)
@@ -194,6 +207,7 @@ def test_requests_past_the_end_get_their_errno(served: Served) -> None:
     client.shutdown()
 
 
+@pytest.mark.slow
 def test_qemu_img_converts_compares_and_maps(served: Served, image: Path, tmp_path: Path) -> None:
     back = tmp_path / "back.qcow2"
     run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, served.uri)
@@ -205,6 +219,7 @@ def test_qemu_img_converts_compares_and_maps(served: Served, image: Path, tmp_pa
     run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", image, back)
 
 
+@pytest.mark.slow
 def test_qemu_io_reads_what_it_wrote(served: Served) -> None:
     steps = (
         "write -P 7 1M 1M",
@@ -219,6 +234,7 @@ def test_qemu_io_reads_what_it_wrote(served: Served) -> None:
     assert "wrote 1048576/1048576 bytes" in said
 
 
+@pytest.mark.slow
 def test_fio_verifies_every_block_while_the_disk_grows(served: Served, tmp_path: Path) -> None:
     fio = [
         "fio",

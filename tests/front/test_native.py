@@ -13,6 +13,8 @@ from tests.front.conftest import MIB, SIZE, Kind, connect, file_kind, make_ledge
 from tests.peers import PROGRAM, SECONDS, Serve, run
 from tests.wait import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Kind:

@@ -51,6 +51,7 @@ def test_it_prints_one_line_per_uri_and_each_accepts_clients(front: str, disk: K
         assert server.process.stdout.read() == ""
 
 
+@pytest.mark.slow
 def test_the_pid_file_is_there_when_it_is_ready_and_gone_at_the_end(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         assert int(server.pid_file.read_text()) == server.pid
@@ -58,6 +59,7 @@ def test_the_pid_file_is_there_when_it_is_ready_and_gone_at_the_end(front: str, 
         assert not server.pid_file.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ENDING_SIGNALS)
 def test_a_signal_ends_it_and_leaves_nothing(front: str, disk: Kind, tmp_path: Path, number: signal.Signals) -> None:
     with Serve(*disk.arguments, "--workers", "2", front=front, directory=tmp_path) as server:
@@ -69,6 +71,7 @@ def test_a_signal_ends_it_and_leaves_nothing(front: str, disk: Kind, tmp_path: P
         assert server.said() == ""
 
 
+@pytest.mark.slow
 def test_idle_clients_do_not_hold_up_the_end(front: str, kind: Kind, tmp_path: Path) -> None:
     with Serve(*kind.arguments, "--workers", "2", front=front, directory=tmp_path, root=kind.root, tcp=True) as server:
         clients = [connect(server.uri(number=number % 2)) for number in range(8)]
@@ -85,6 +88,7 @@ def test_idle_clients_do_not_hold_up_the_end(front: str, kind: Kind, tmp_path: P
             connection.close()
 
 
+@pytest.mark.slow
 def test_what_was_answered_before_the_end_is_there(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         client = connect(server.uri())
@@ -106,6 +110,7 @@ def stopped_worker(server: Serve) -> int:
     return worker
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         worker = stopped_worker(server)
@@ -116,6 +121,7 @@ def test_a_second_signal_ends_it_at_once(front: str, disk: Kind, tmp_path: Path)
         assert server.said() == "", "what the first signal would have led to has not happened"
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_end_is_killed_after_ten_seconds(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         worker = stopped_worker(server)
@@ -124,6 +130,7 @@ def test_a_worker_that_does_not_end_is_killed_after_ten_seconds(front: str, disk
         assert server.said() == "nbdresize: what had not ended within 10 s was killed\n"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_on_the_same_sockets(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path, tcp=True) as server:
         for _ in range(3):
@@ -134,6 +141,7 @@ def test_a_killed_worker_is_replaced_on_the_same_sockets(front: str, disk: Kind,
         assert "was ended by SIGKILL" in server.said()
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_supervisor(front: str, disk: Kind, tmp_path: Path) -> None:
     own = {"TMPDIR": str(tmp_path)}  # what a killed server can't remove
     with Serve(*disk.arguments, "--workers", "8", front=front, directory=tmp_path, environment=own) as server:
@@ -145,6 +153,7 @@ def test_no_worker_outlives_a_killed_supervisor(front: str, disk: Kind, tmp_path
             client.pread(512, 0)
 
 
+@pytest.mark.slow
 def test_a_socket_that_a_killed_server_left_is_replaced(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path, environment={"TMPDIR": str(tmp_path)}) as server:
         server.end(signal.SIGKILL)
@@ -153,6 +162,7 @@ def test_a_socket_that_a_killed_server_left_is_replaced(front: str, disk: Kind, 
         assert run("nbdinfo", "--size", server.uri()).strip() == str(SIZE)
 
 
+@pytest.mark.slow
 def test_a_socket_that_somebody_listens_on_is_not(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         code, line = failed("--file", disk.volume, "--socket", server.socket)
@@ -160,6 +170,7 @@ def test_a_socket_that_somebody_listens_on_is_not(front: str, disk: Kind, tmp_pa
         assert run("nbdinfo", "--size", server.uri()).strip() == str(SIZE)
 
 
+@pytest.mark.slow
 def test_run_gets_the_uri_and_gives_its_exit_code(front: str, disk: Kind, tmp_path: Path) -> None:
     script = 'test -S "$socket" && nbdinfo --size "$uri" && exit 7'
     with Serve(*disk.arguments, "--run", script, front=front, directory=tmp_path) as server:
@@ -169,11 +180,13 @@ def test_run_gets_the_uri_and_gives_its_exit_code(front: str, disk: Kind, tmp_pa
         assert not server.socket.exists()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_command_that_runs_beside_it(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, "--run", "exec sleep 1000", front=front, directory=tmp_path) as server:
         assert server.end() == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_every_worker_serves_and_answers_for_its_clients(front: str, disk: Kind, tmp_path: Path) -> None:
     run_directory = tmp_path / "state/run"
     kind = ledger_kind(make_ledger(tmp_path, SIZE))
@@ -191,6 +204,7 @@ def test_every_worker_serves_and_answers_for_its_clients(front: str, disk: Kind,
     assert list(run_directory.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_dropping_an_export_ends_its_connections_and_no_other(front: str, tmp_path: Path) -> None:
     root = make_ledger(tmp_path, SIZE, MIB)
     with Serve(front=front, directory=tmp_path, root=root, tcp=True) as server:
@@ -206,6 +220,7 @@ def test_dropping_an_export_ends_its_connections_and_no_other(front: str, tmp_pa
             client.shutdown()
 
 
+@pytest.mark.slow
 def test_a_read_only_server_lets_nobody_write(front: str, kind: Kind, tmp_path: Path) -> None:
     with Serve(*kind.arguments, "--read-only", front=front, directory=tmp_path, root=kind.root) as server:
         client = connect(server.uri(kind.export))
@@ -216,12 +231,14 @@ def test_a_read_only_server_lets_nobody_write(front: str, kind: Kind, tmp_path: 
         client.shutdown()
 
 
+@pytest.mark.slow
 def test_nbdkit_not_installed_names_its_package(disk: Kind, tmp_path: Path) -> None:
     code, line = failed("--file", disk.volume, "--socket", tmp_path / "s", path=str(tmp_path))
     assert code == 12
     assert line == "nbdresize: ProgramMissing: nbdkit is not installed: apt-get install nbdkit nbdkit-plugin-python"
 
 
+@pytest.mark.slow
 def test_a_worker_that_can_not_start_gives_up_with_what_it_said(disk: Kind, tmp_path: Path) -> None:
     code, line = failed("--file", disk.volume, "--socket", tmp_path / "s", "--nbdkit-argument=--filter=nonesuch")
     assert code == 13
@@ -229,6 +246,7 @@ def test_a_worker_that_can_not_start_gives_up_with_what_it_said(disk: Kind, tmp_
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -251,12 +269,14 @@ def test_wrong_arguments_are_one_line(disk: Kind, arguments: tuple[str, ...], co
     assert line.startswith("nbdresize: ")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     code, line = failed("--file", tmp_path / "none.img", "--socket", tmp_path / "s")
     assert code == 10
     assert "none.img" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_ended_at_any_moment_of_its_start(front: str, disk: Kind, tmp_path: Path, workers: str) -> None:
     """A signal after each of many delays, most of them before it is ready: it always ends, and leaves nothing."""
@@ -278,6 +298,7 @@ def test_ended_at_any_moment_of_its_start(front: str, disk: Kind, tmp_path: Path
         assert "killed" not in server.said()
 
 
+@pytest.mark.slow
 def test_clients_of_two_sockets_all_get_served_by_two_workers(front: str, disk: Kind, tmp_path: Path) -> None:
     """A worker that lost the race for a connection waits for the next one on that socket; another serves the rest."""
     with Serve(*disk.arguments, "--workers", "2", front=front, directory=tmp_path, tcp=True) as server:

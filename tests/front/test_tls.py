@@ -10,6 +10,8 @@ from tests.front.conftest import SIZE, Kind, connect, file_kind
 from tests.peers import SECONDS, Serve, run
 from tests.tls_keys import make_certificates, make_psk, without_client_certificate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.peers import PROGRAM, Serve, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_server_sees_every_vm_that_is_made_while_it_runs(tmp_path: Path) -> None:

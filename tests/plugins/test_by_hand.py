@@ -13,6 +13,8 @@ from nbdresize.control.admin_client import ask
 from tests.front.conftest import MIB, SIZE, connect, make_ledger
 from tests.peers import PLUGIN, SECONDS, Nbdkit, nbdsh, run
 
+pytestmark = pytest.mark.slow
+
 
 def refused(*arguments: str | Path) -> str:
     """What nbdkit says when the plugin does not let it start."""

@@ -14,6 +14,8 @@ from tests.front.conftest import MIB, SIZE, connect, make_ledger
 from tests.peers import Serve
 from tests.wait import until
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 20
 
 

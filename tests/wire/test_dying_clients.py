@@ -28,6 +28,8 @@ from tests.wire.layout import (
 )
 from tests.wire.peer import NativeServer, RawClient
 
+pytestmark = pytest.mark.slow
+
 AT = 50 * MIB
 """Where these tests write."""
 

@@ -34,6 +34,8 @@ from tests.wire.layout import SIZE as SIZE_FLAG
 from tests.wire.peer import NativeServer, RawClient
 from tests.wire.replies import Size
 
+pytestmark = pytest.mark.slow
+
 CAUSE_QUERY, BY_ANOTHER, EXTENDED_BY_WRITE = 0, 4, 5
 
 modes = pytest.mark.parametrize("mode", MODES)

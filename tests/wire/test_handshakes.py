@@ -31,6 +31,8 @@ from tests.wire.layout import (
 )
 from tests.wire.peer import SECONDS, NativeServer, RawClient
 
+pytestmark = pytest.mark.slow
+
 MOST_OPTIONS = 4096
 ALLOCATION = b"base:allocation"
 

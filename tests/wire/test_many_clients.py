@@ -30,6 +30,8 @@ from tests.wire.layout import (
 )
 from tests.wire.peer import NativeServer, RawClient, many_files
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 1000
 
 

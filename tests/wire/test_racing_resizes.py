@@ -7,11 +7,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.peers import background
 from tests.wire.conftest import MAX_SIZE, SIZE, LedgerDisk
 from tests.wire.layout import ENOSPC, EPERM, FIT, MIB, QUERY, RESIZE, SHRINK
 from tests.wire.layout import SIZE as TELL
 from tests.wire.peer import NativeServer, RawClient
+
+pytestmark = pytest.mark.slow
 
 _RACERS = 3
 _STEP = 4096

@@ -32,6 +32,8 @@ from tests.wire.layout import SIZE as SIZE_FLAG
 from tests.wire.peer import NativeServer, RawClient
 from tests.wire.replies import Size
 
+pytestmark = pytest.mark.slow
+
 CAUSE_QUERY, AS_REQUESTED, ROUNDED_UP, FITTED, BY_ANOTHER, EXTENDED_BY_WRITE = range(6)
 
 modes = pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])

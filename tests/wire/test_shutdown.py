@@ -13,6 +13,8 @@ from tests.wire.conftest import make_image
 from tests.wire.layout import CACHE, FLUSH, FUA, GO, MIB, MODES, READ, SIMPLE, WRITE, WRITE_ZEROES, export_query, option
 from tests.wire.peer import NativeServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[NativeServer]:

@@ -36,6 +36,8 @@ from tests.wire.layout import (
 )
 from tests.wire.peer import SECONDS, NativeServer, RawClient
 
+pytestmark = pytest.mark.slow
+
 ALLOCATION = context_query(b"", [b"base:allocation"])
 
 
