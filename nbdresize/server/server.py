@@ -102,20 +102,24 @@ class Server:
             sock.close()  # gone already
             return
         thread = threading.Thread(target=self._run, args=(connection,), name=connection.peer, daemon=True)
+        refused = self._start(connection, thread)
+        if refused is not None:
+            self._log(f"{connection.peer}: refused, {refused}")
+            sock.close()
+
+    def _start(self, connection: Connection, thread: threading.Thread) -> str | None:
+        """Serve one more client, or why not. `end` finds either no thread or one that runs, which it can wait for."""
         with self._lock:
-            refused = self._ending or len(self._connections) >= self._most
-            if not refused:
-                self._connections[connection] = thread
-        if refused:
-            self._log(f"{connection.peer}: refused, there are {self._most} connections already")
-            sock.close()
-            return
-        try:
-            thread.start()
-        except RuntimeError:
-            self._log(f"{connection.peer}: refused, no more threads can be started")
-            self._forget(connection)
-            sock.close()
+            if self._ending:
+                return "the server ends"
+            if len(self._connections) >= self._most:
+                return f"there are {self._most} connections already"
+            try:
+                thread.start()
+            except RuntimeError:
+                return "no more threads can be started"
+            self._connections[connection] = thread
+        return None
 
     def _run(self, connection: Connection) -> None:
         try:
