@@ -13,7 +13,7 @@ WRITTEN = [*PAGES, CHECKOUT / "CHANGELOG.md"]
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[] if page.parent == CHECKOUT else [pytest.mark.slow], id=page.name) for page in PAGES],
+    [pytest.param(page, marks=pytest.mark.slow, id=page.name) for page in PAGES],
 )
 def test_every_example_of_a_page_works_in_the_order_of_the_page(page: Path, tmp_path: Path) -> None:
     place = tmp_path / "d"

@@ -10,6 +10,8 @@ import typer
 from nbdresize.cli.app import PROGRAM, build
 from tests.cli.command import Command, Inside
 
+pytestmark = pytest.mark.slow
+
 
 def commands() -> Iterator[tuple[str, ...]]:
     """The words of each command and group, the program itself among them."""

@@ -13,6 +13,8 @@ from nbdresize.errors import InsufficientSpace, PeerFailed
 from tests.client import raw_server as raw
 from tests.client.raw_server import DONE, GIB, SIZE, Honest, Peer, RawServer, Request, Script
 
+pytestmark = pytest.mark.slow
+
 LONG = 60.0
 SHORT = 0.3
 """Where nothing comes at all; nothing depends on how long that takes."""

@@ -32,6 +32,8 @@ from tests.wire.layout import SIZE as SIZE_FLAG
 from tests.wire.peer import NativeServer, RawClient
 from tests.wire.replies import Reply
 
+pytestmark = pytest.mark.slow
+
 modes = pytest.mark.parametrize("mode", MODES)
 chunked = pytest.mark.parametrize("mode", [STRUCTURED, EXTENDED])
 
