@@ -39,6 +39,7 @@ BASE_ALLOCATION_ID = 1
 
 _MOST_EXTENTS = 2048
 _READ_TOGETHER = 8
+_LEAST_HOLE = 4096
 _MOST_CHUNKS = 32
 
 
@@ -145,11 +146,12 @@ class Requests:
     def _read(self, request: Request) -> None:
         offset, length = request.offset, request.length
         self._disk.check(length, offset)
-        holes = self._chunks and not request.flags & NBD_CMD_FLAG_DF and length > 4096
-        extents = self._disk.handle.extents(offset, length, limit=_MOST_CHUNKS) if holes else []
-        if len(extents) < _MOST_CHUNKS and any(extent.zero for extent in extents):
-            self._replying.later(request, length, lambda: self._sparse(request, extents))
-            return
+        in_chunks = self._chunks and not request.flags & NBD_CMD_FLAG_DF and length > _LEAST_HOLE
+        if in_chunks and not self._disk.handle.holds_only_data(offset, length):
+            extents = self._disk.handle.extents(offset, length, limit=_MOST_CHUNKS)
+            if len(extents) < _MOST_CHUNKS and any(extent.zero for extent in extents):
+                self._replying.later(request, length, lambda: self._sparse(request, extents))
+                return
         header = self._replies.data_header(request.cookie, offset, length)
         if self._transfer.send_cached(header, offset, length):
             self._disk.requests += 1

@@ -279,6 +279,13 @@ class Handle:
                 offset = until
         return found
 
+    def holds_only_data(self, offset: int, length: int) -> bool:
+        """Whether there is no hole in the range, at the cost of one call; False too where that can't be told."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_HOLE) >= offset + length
+        except OSError:
+            return False
+
     def _seek(self, whence: int, offset: int, end: int, *, otherwise: int) -> int:
         """Where data or a hole begins, at most `end`, which also means none; `otherwise` where that can't be told.
 

@@ -316,3 +316,13 @@ class TestOnDevices:
                 assert handle.read(MIB, 0) == data
                 handle.zero(100, MIB - 200)
                 assert handle.read(MIB, 0) == data[:100] + bytes(MIB - 200) + data[-100:]
+
+
+def test_a_range_without_holes_is_known_by_one_look(
+    file_system: FileSystem, volume: FileVolume, handle: Handle
+) -> None:
+    fill(volume)
+    assert handle.holds_only_data(0, MIB)
+    handle.trim(256 * KIB, 512 * KIB)
+    assert handle.holds_only_data(0, 256 * KIB)
+    assert handle.holds_only_data(0, MIB) is not file_system.has_holes
