@@ -10,8 +10,6 @@ import pytest
 
 from tests.leaks import VARIABLE, TestSession
 
-pytestmark = pytest.mark.slow
-
 CHECKOUT = Path(__file__).parents[1]
 PLANTED = """
 import subprocess, tempfile
