@@ -48,15 +48,21 @@ class Replying:
         """Have the lane do `work` for one request after the other, and send all their replies together."""
 
         def run() -> None:
-            parts: list[bytes | bytearray | memoryview] = []
-            for request in requests:
-                try:
-                    parts += work(request)
-                except (NbdresizeError, OSError) as error:
-                    parts.append(self.refusal(request, error))
             try:
-                self._stream.send_message(parts if len(requests) == 1 else (b"".join(parts),))
+                self._answer_all(requests, work)
             except PeerGone:
                 self._stream.break_off()
+            except BaseException:  # no memory left, or a mistake of ours: a client must not wait for ever
+                self._stream.break_off()
+                raise
 
         self._lane.submit(Job(run, cost))
+
+    def _answer_all(self, requests: Sequence[Request], work: Callable[[Request], Parts]) -> None:
+        parts: list[bytes | bytearray | memoryview] = []
+        for request in requests:
+            try:
+                parts += work(request)
+            except (NbdresizeError, OSError) as error:
+                parts.append(self.refusal(request, error))
+        self._stream.send_message(parts if len(requests) == 1 else (b"".join(parts),))
