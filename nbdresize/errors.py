@@ -109,6 +109,12 @@ class PeerFailed(NbdresizeError):
     http_status, nbd_errno, exit_code = 502, errno.EIO, 14
 
 
+class OperationCancelled(NbdresizeError):
+    """Somebody cancelled the operation; everything is as it was before."""
+
+    http_status, nbd_errno, exit_code = 409, errno.EIO, 15
+
+
 ERRORS: tuple[type[NbdresizeError], ...] = (
     InvalidArgument,
     InsufficientSpace,
@@ -122,5 +128,6 @@ ERRORS: tuple[type[NbdresizeError], ...] = (
     ProgramMissing,
     ServerFailed,
     PeerFailed,
+    OperationCancelled,
 )
 """All of them, in the order of their exit codes."""

@@ -3,9 +3,15 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
+
+from nbdresize.units import SizeRequest
 
 MAX_DISKS = 8
 """Slots of a VM: disk0 to disk7."""
+
+MAX_SNAPSHOTS = 128
+"""Of a VM, unless its package says otherwise (RFD 44, "Limits on the Number of Snapshots")."""
 
 
 class ClientResize(enum.Enum):
@@ -29,7 +35,8 @@ class Disk:
     """A disk of a VM.
 
     `name` is `disk0` … `disk7`, by its slot for life; so is `pci_slot`, `0:4:N`. `volume` names its volume in the
-    pool. `size` is what clients may use; `pending_size` is the other end of a resize that is under way.
+    pool. `size` is what clients may use; `pending_size` is the other end of a resize that is under way. `image` is what
+    it was made from, and `minimum` the size of that: it never gets smaller.
     """
 
     id: int
@@ -39,6 +46,8 @@ class Disk:
     generation: int
     volume: str
     pending_size: int | None = None
+    image: str | None = None
+    minimum: int = 0
 
     @property
     def name(self) -> str:
@@ -56,18 +65,26 @@ class Disk:
     def pci_slot(self) -> str:
         return f"0:4:{self.slot}"
 
-    @property
-    def charged(self) -> int:
-        """What the budget is charged: the larger size while a resize is under way."""
-        return max(self.size, self.pending_size or 0)
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the switches of the site, the owner and the VM together leave to a VM.
+
+    `client_resize` is what its clients may do to sizes; None leaves that to the server, which may be stricter too.
+    """
+
+    client_resize: ClientResize | None = None
+    snapshots: bool = True
+    flexible_disks: bool = True
 
 
 @dataclass(frozen=True)
 class VM:
-    """A VM with its disks by slot. `budget` is the most that they may take together.
+    """A VM with its disks by slot. `budget` is the most that they and its snapshots may take together.
 
-    `reserved` is what disks take that are just being made or deleted, and therefore not listed. `client_resize` is
-    what its clients may do to sizes; None leaves it to the server, which may also be stricter.
+    `reserved` is what changes take that are just under way, beyond the sizes of `disks`; `snapshot_space` is what
+    snapshots are charged. `image_space` is the part of the budget that the image brought. `flexible` is what its
+    package says. `allowed` is what all switches together leave to it; `client_resize` only its own.
     """
 
     id: int
@@ -77,14 +94,112 @@ class VM:
     owner: str | None = None
     reserved: int = 0
     client_resize: ClientResize | None = None
+    snapshot_space: int = 0
+    snapshots: int = 0
+    package: str | None = None
+    image: str | None = None
+    image_space: int = 0
+    protected: bool = False
+    flexible: bool = True
+    snapshot_limit: int = MAX_SNAPSHOTS
+    allowed: Allowed = Allowed()
 
     @property
     def used(self) -> int:
-        return sum(disk.charged for disk in self.disks) + self.reserved
+        return sum(disk.size for disk in self.disks) + self.reserved + self.snapshot_space
 
     @property
     def free(self) -> int:
         return self.budget - self.used
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a VM is sold as. `default_disks` are the disks of a VM that asks for none: None is the image's size.
+
+    A package that is not `flexible` fixes the disks: the image's, and one of `disk_space`. `max_image` is the largest
+    image that it takes.
+    """
+
+    id: int
+    name: str
+    disk_space: int
+    flexible: bool = True
+    default_disks: tuple[SizeRequest | None, ...] = ()
+    max_image: int | None = None
+    snapshot_limit: int = MAX_SNAPSHOTS
+
+
+@dataclass(frozen=True)
+class Image:
+    """What disks are made from. No disk of it is smaller than `size`; `original_size` is what it adds to a budget.
+
+    They differ where the image was made from a disk that had been grown, so that this buys nobody space. `space` is
+    what it takes in the pool.
+    """
+
+    id: int
+    name: str
+    size: int
+    original_size: int
+    space: int
+    volume: str
+    created: int
+
+
+@dataclass(frozen=True)
+class SnapshotDisk:
+    """One disk as it was at a snapshot's instant. `space` is what it is charged."""
+
+    disk_id: int
+    slot: int
+    size: int
+    space: int
+    volume: str
+    image: str | None = None
+    minimum: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"disk{self.slot}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All disks of a VM at one instant; `created` in seconds since 1970."""
+
+    id: int
+    vm: str
+    name: str
+    created: int
+    disks: tuple[SnapshotDisk, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(disk.size for disk in self.disks)
+
+    @property
+    def space(self) -> int:
+        return sum(disk.space for disk in self.disks)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How much the pool holds, and how much is promised. `capacity` 0 is without limit.
+
+    `overcommit` is how many times the capacity may be promised; None for any number of times. `available` is what its
+    file system has left now.
+    """
+
+    capacity: int
+    available: int
+    budgets: int
+    images: int
+    overcommit: Fraction | None
+
+    @property
+    def promised(self) -> int:
+        return self.budgets + self.images
 
 
 class Cause(enum.IntEnum):
@@ -117,6 +232,28 @@ class ResizeOptions:
 
 
 @dataclass(frozen=True)
+class DiskUpdate:
+    """A new size for the disk in `slot`; smaller only where `shrink` says so."""
+
+    slot: int
+    size: SizeRequest
+    shrink: bool = False
+
+
+@dataclass(frozen=True)
+class DiskChanges:
+    """Changes of several disks that all happen or none does.
+
+    `add`: sizes of new disks, in the first empty slots; None stands for the image's size, for a new boot disk only.
+    `remove`: slots.
+    """
+
+    add: tuple[SizeRequest | None, ...] = ()
+    update: tuple[DiskUpdate, ...] = ()
+    remove: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage:
     """One step of an outcome: where the new size has arrived, in how many seconds, and what to know about it."""
 
@@ -142,3 +279,53 @@ class ResizeOutcome:
     @property
     def changed(self) -> bool:
         return self.size != self.old_size
+
+
+@dataclass(frozen=True)
+class ChangeOutcome:
+    """What a change of several disks did: the new disks, what was resized, and the names of those deleted."""
+
+    vm: str
+    operation: str
+    added: tuple[Disk, ...] = ()
+    resized: tuple[ResizeOutcome, ...] = ()
+    removed: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+
+class OperationState(enum.Enum):
+    """Where an operation stands. FAILED and CANCELLED ones have been undone."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long step of an operation has come, in bytes."""
+
+    step: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A change that is under way, or was. Times in seconds since 1970; `error` says why it failed.
+
+    `subject` is the VM, or the image, that it changes.
+    """
+
+    id: str
+    kind: str
+    subject: str
+    state: OperationState
+    started: float
+    finished: float | None = None
+    progress: Progress | None = None
+    stages: tuple[Stage, ...] = ()
+    error: str | None = None
+    cancelling: bool = False
+    pid: int | None = None
