@@ -6,12 +6,13 @@ from contextlib import suppress
 import sqlalchemy as sql
 
 from nbdresize.control import names, records
-from nbdresize.control.budget import Account, check_budget, check_request, decide_new
-from nbdresize.control.model import MAX_DISKS, VM, ClientResize, Disk
+from nbdresize.control.budget import Account, check_budget
+from nbdresize.control.changes import check_changes, decide_changes
+from nbdresize.control.model import VM, ClientResize, Disk, DiskChanges
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.recovery import changing, name_taken, undo_creation
 from nbdresize.control.site import Site, visible
-from nbdresize.errors import LimitExceeded, NbdresizeError, ResourceNotFound
+from nbdresize.errors import NbdresizeError, ResourceNotFound
 from nbdresize.units import SizeRequest
 
 
@@ -31,10 +32,8 @@ def create_vm(
     check_budget(disk_space)
     names.check_owner(owner)
     operation = names.operation_id(operation)
-    if len(requests) > MAX_DISKS:
-        raise _too_many(name)
-    for request in requests:
-        check_request(request, new=True)
+    changes = DiskChanges(add=tuple(requests))
+    check_changes(changes)
     arguments = records.arguments_of(
         Kind.CREATE_VM,
         vm=name,
@@ -53,10 +52,9 @@ def create_vm(
                 return _vm_made_before(entry, name, done["vm_id"])
             if entry is not None:
                 raise name_taken(name, change)
-            slots = range(len(requests))
-            sizes = decide_new(Account(name, disk_space, 0), requests, [f"disk{slot}" for slot in slots])
+            decided = decide_changes(Account(name, disk_space, 0), {}, changes)
             vm_id = records.insert_vm(connection, name, disk_space, owner, client_resize)
-            for slot, size in zip(slots, sizes, strict=True):
+            for slot, size in decided.add:
                 records.insert_disk(connection, vm_id, slot, size, names.new_volume_name(name, slot, volumes))
             intent = records.open_intent(connection, operation, Kind.CREATE_VM, arguments, vm_id)
             entry = _reread(connection, name)
@@ -66,7 +64,8 @@ def create_vm(
 
 def add_disk(site: Site, vm: str, request: SizeRequest, *, preallocate: bool, operation: str | None) -> Disk:
     """A new disk in the first empty slot. See Control.add_disk."""
-    check_request(request, new=True)
+    changes = DiskChanges(add=(request,))
+    check_changes(changes)
     site.entry(vm)
     operation = names.operation_id(operation)
     arguments = records.arguments_of(Kind.ADD_DISK, vm=vm, size=_plain(request), preallocate=preallocate)
@@ -77,10 +76,8 @@ def add_disk(site: Site, vm: str, request: SizeRequest, *, preallocate: bool, op
             entry = visible(records.read_vm(connection, vm), vm)
             if done is not None:
                 return _disk_made_before(entry, done["disk_id"])
-            slot = entry.free_slot()
-            if slot is None:
-                raise _too_many(vm)
-            (size,) = decide_new(entry.account, [request], [f"disk{slot}"])
+            taken = [disk.slot for disk in entry.disks]
+            ((slot, size),) = decide_changes(entry.account, {}, changes, taken=taken).add
             disk_id = records.insert_disk(connection, entry.vm.id, slot, size, names.new_volume_name(vm, slot, volumes))
             intent = records.open_intent(connection, operation, Kind.ADD_DISK, arguments, entry.vm.id, disk_id)
             entry = _reread(connection, vm)
@@ -127,7 +124,3 @@ def _disk_made_before(entry: Entry, disk_id: int) -> Disk:
     raise ResourceNotFound(
         f"That operation added a disk to {entry.vm.name} before, which has been deleted", "use a new id"
     )
-
-
-def _too_many(vm: str) -> LimitExceeded:
-    return LimitExceeded(f"VM {vm} would have more than {MAX_DISKS} disks", "grow or delete one of them")

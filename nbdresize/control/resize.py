@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 import sqlalchemy as sql
 
 from nbdresize.control import admin_client, names, records, recovery
-from nbdresize.control.budget import Decision, check_request, decide_resize
+from nbdresize.control.changes import Decision, decide_resize
 from nbdresize.control.fence import fenced
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import Cause, Disk, ResizeOptions, ResizeOutcome, Stage
 from nbdresize.control.records import Intent, Kind, ResizeIntent
 from nbdresize.control.recovery import Change, changing, finish_resize, held_up
 from nbdresize.control.site import Site, disk_of, visible
+from nbdresize.control.size_requests import check_request
 from nbdresize.errors import NbdresizeError, ResourceInUse, VolumeFailed
 from nbdresize.storage.volume import Volume
 from nbdresize.units import SizeRequest
