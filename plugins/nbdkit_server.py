@@ -9,7 +9,8 @@ import threading
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
-from nbdresize.export.admin import AdminCommands, AdminSocket, ServerInfo
+from nbdresize.export.admin import AdminSocket
+from nbdresize.export.admin_commands import ServerInfo
 from nbdresize.export.exports import Exports
 from plugins.nbdkit_connection import let_idle_clients_go, listening_addresses
 from plugins.nbdkit_settings import Settings
@@ -41,7 +42,7 @@ class Server:
             if settings.end_descriptor is not None:
                 _End(settings.end_descriptor, listening, self.exports, stack)
             if run is not None:
-                stack.enter_context(AdminSocket(run, AdminCommands(self.exports, ServerInfo("nbdkit", settings.uris))))
+                stack.enter_context(AdminSocket(run, self.exports, ServerInfo("nbdkit", settings.uris)))
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import nbdkit
 
@@ -61,12 +61,14 @@ Result = TypeVar("Result")
 
 
 class Connection:
-    """The handle of a connection: its export."""
+    """The handle of a connection: its export, and who has it open."""
 
-    __slots__ = ("export",)
+    __slots__ = ("client", "export", "hold")
 
-    def __init__(self, export: DiskExport | SizeDevice) -> None:
+    def __init__(self, export: DiskExport | SizeDevice, client: Client) -> None:
         self.export = export
+        self.client = client
+        self.hold = export.backing.hold
 
 
 _settings = Settings()
@@ -108,6 +110,22 @@ def answering(callback: Callable[Parameters, Result]) -> Callable[Parameters, Re
             raise
 
     return wrapper
+
+
+def replying(
+    callback: Callable[Concatenate[Connection, Parameters], Result],
+) -> Callable[Concatenate[Connection, Parameters], Result]:
+    """A request, `answering`, whose reply waits while replies are held back, whatever it is."""
+
+    @functools.wraps(callback)
+    def wrapper(h: Connection, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return callback(h, *args, **kwargs)
+        finally:
+            if h.hold.on:
+                h.hold.wait(lambda: not h.client.alive())
+
+    return answering(wrapper)
 
 
 # Starting and ending
@@ -164,7 +182,7 @@ def open(readonly: bool) -> Connection:
         raise InvalidArgument("That export's name is not UTF-8", "nbdinfo --list shows those that there are") from error
     found = find_socket()
     client = Client() if found is None else Client(found.peer, found.drop, found.alive)
-    return Connection(_serving().exports.open(name, read_only=readonly, client=client))
+    return Connection(_serving().exports.open(name, read_only=readonly, client=client), client)
 
 
 def close(h: Connection) -> None:
@@ -233,27 +251,27 @@ def is_rotational(h: Connection) -> bool:
 # Requests. `buf` is nbdkit's own buffer: nothing is copied on the way.
 
 
-@answering
+@replying
 def pread(h: Connection, buf: memoryview, offset: int, flags: int) -> None:
     h.export.read_into(buf, offset)
 
 
-@answering
+@replying
 def pwrite(h: Connection, buf: memoryview, offset: int, flags: int) -> None:
     h.export.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
-@answering
+@replying
 def flush(h: Connection, flags: int) -> None:
     h.export.flush()
 
 
-@answering
+@replying
 def trim(h: Connection, count: int, offset: int, flags: int) -> None:
     _disk(h).trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
-@answering
+@replying
 def zero(h: Connection, count: int, offset: int, flags: int) -> None:
     _disk(h).zero(
         count,
@@ -264,12 +282,12 @@ def zero(h: Connection, count: int, offset: int, flags: int) -> None:
     )
 
 
-@answering
+@replying
 def cache(h: Connection, count: int, offset: int, flags: int) -> None:
     _disk(h).cache(count, offset)
 
 
-@answering
+@replying
 def extents(h: Connection, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
     found = []
     for extent in _disk(h).extents(count, offset, limit=1 if flags & nbdkit.FLAG_REQ_ONE else _MOST_EXTENTS):

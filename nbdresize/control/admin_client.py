@@ -25,6 +25,9 @@ LONGEST_LINE = 1 << 20
 TIME_LIMIT = 2.0
 """Seconds for one server to answer."""
 
+LONGEST_HOLD = 1.0
+"""Seconds for which a server holds replies back at the most, if it is asked to."""
+
 SUFFIX = ".admin"
 _LONGEST_SOCKET_PATH = 100
 _MOST_AT_ONCE = 32

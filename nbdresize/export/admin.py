@@ -1,26 +1,23 @@
 """The admin socket of a running server: told of new sizes, asked for its clients, told to drop them.
 
-One JSON object per line each way; the commands are methods of AdminCommands. The socket belongs to the server's user,
+One JSON object per line each way. The socket belongs to the server's user,
 and everything that comes in is bounded all the same: a client that is stuck or mad takes nothing from the others.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.admin_client import LONGEST_LINE, SUFFIX, reachable
-from nbdresize.errors import InvalidArgument, NbdresizeError, StateUnusable
+from nbdresize.errors import StateUnusable
+from nbdresize.export.admin_commands import AdminCommands, ServerInfo
 from nbdresize.export.exports import Exports
 
 LINE_TIME = 2.0
@@ -29,97 +26,8 @@ LINE_TIME = 2.0
 MOST_AT_ONCE = 16
 _BACKLOG = 64
 _PIECE = 65536
-_LONGEST_ERROR = 1000
-_ROOM_FOR_FRAME = 4096
 _PAUSE_AFTER_FAILURE = 0.1
 _JOIN_TIME = 5.0
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What a server says of itself: the front that runs in this process, and the URIs that it listens on."""
-
-    front: str
-    uris: Sequence[str] = ()
-    pid: int = field(default_factory=os.getpid)
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-    def describe(self) -> dict[str, Any]:
-        return {"pid": self.pid, "front": self.front, "uris": list(self.uris), "started": self.started.isoformat()}
-
-
-class AdminCommands:
-    """What can be asked: each command is a function from its message to its reply."""
-
-    def __init__(self, exports: Exports, info: ServerInfo) -> None:
-        self._exports = exports
-        self._info = info
-        self._commands: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "sizes": self.sizes,
-            "clients": self.clients,
-            "drop": self.drop,
-            "counters": self.counters,
-        }
-
-    def answer(self, line: bytes) -> bytes:
-        """The reply to one line, with its newline, whatever the line holds."""
-        try:
-            reply = {"ok": True, **self._run(line)}
-        except NbdresizeError as error:
-            reply = {"ok": False, "error": str(error)[:_LONGEST_ERROR]}
-        except Exception as error:  # noqa: BLE001 - a bug in one command must not end the server's disks
-            reply = {"ok": False, "error": f"a bug: {type(error).__name__}: {error}"[:_LONGEST_ERROR]}
-        return json.dumps(reply).encode() + b"\n"
-
-    def _run(self, line: bytes) -> dict[str, Any]:
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidArgument("That is not JSON", "send one object on one line") from error
-        name = message.get("command") if isinstance(message, dict) else None
-        command = self._commands.get(name) if isinstance(name, str) else None
-        if command is None:
-            raise InvalidArgument("That is no command", "there are " + ", ".join(self._commands))
-        return command(message)
-
-    def sizes(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`{"command": "sizes", "exports": ["web1/disk0"]}`: look at these sizes again.
-
-        Answers `{"clients": 3}`, how many connections use them, once all of them do.
-        """
-        return {"clients": self._exports.refresh(_names(message))}
-
-    def clients(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`{"command": "clients"}`: the server and its connections, and how many `more` no line would hold."""
-        connections = self._exports.connections()
-        described: list[dict[str, Any]] = []
-        room = LONGEST_LINE - _ROOM_FOR_FRAME - len(json.dumps(self._info.describe()))
-        for connection in connections:
-            one = connection.describe()
-            room -= len(json.dumps(one)) + 2
-            if room < 0:
-                break
-            described.append(one)
-        return {
-            "server": self._info.describe(),
-            "clients": described,
-            "more": len(connections) - len(described),
-        }
-
-    def drop(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`{"command": "drop", "exports": [...]}`: end the connections to these abruptly. `{"dropped": 2}`."""
-        return {"dropped": self._exports.drop(_names(message))}
-
-    def counters(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`{"command": "counters"}`: `{"counters": {...}}` since the server's start."""
-        return {"counters": self._exports.counters()}
-
-
-def _names(message: dict[str, Any]) -> frozenset[str]:
-    names = message.get("exports")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InvalidArgument("That command lacks its exports", 'add "exports": ["VM/disk0"]')
-    return frozenset(names)
 
 
 class AdminSocket:
@@ -128,10 +36,11 @@ class AdminSocket:
     Start it in the process that serves: threads don't survive a fork.
     """
 
-    def __init__(self, directory: Path, commands: AdminCommands) -> None:
+    def __init__(self, directory: Path, exports: Exports, info: ServerInfo) -> None:
         """Raises StateUnusable where the directory can't hold a socket. Ready when this returns."""
         self.path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-        self._commands = commands
+        self._exports = exports
+        self._info = info
         self._free = threading.Semaphore(MOST_AT_ONCE)
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -144,7 +53,7 @@ class AdminSocket:
     @classmethod
     def start(cls, state: StateDirectory, exports: Exports, info: ServerInfo) -> Self:
         """The admin socket of a server of this state directory."""
-        return cls(state.run, AdminCommands(exports, info))
+        return cls(state.run, exports, info)
 
     def __enter__(self) -> Self:
         return self
@@ -197,14 +106,16 @@ class AdminSocket:
             self._end(connection)
 
     def _serve(self, connection: socket.socket) -> None:
+        commands = AdminCommands(self._exports, self._info)
         try:
             received = bytearray()
             while not self._closing and (line := _receive_line(connection, received)) is not None:
                 connection.settimeout(LINE_TIME)
-                connection.sendall(self._commands.answer(line))
+                connection.sendall(commands.answer(line))
         except OSError:
             pass  # it went away, or was too slow
         finally:
+            commands.end()
             self._end(connection)
 
     def _end(self, connection: socket.socket) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from nbdresize.control.model import Cause, ClientResize
 from nbdresize.errors import NotAuthorized
+from nbdresize.export.hold import Hold
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import (
     NBD_CMD_FLAG_QUERY,
@@ -52,11 +53,14 @@ class Backing(ABC):
     live: LiveSize
     granularity: int
     """Sizes are a multiple of these many bytes."""
+    hold: Hold
+    """Whether replies to its clients are held back."""
     look_every: float = 1.0
     """Seconds after which whoever waits for a change looks for one that nobody told."""
 
     def __init__(self, policy: ClientResize) -> None:
         self.policy = policy
+        self.hold = Hold()
         self._looking = threading.Lock()
         self._looks_begun = 0
         self._looks_ended = 0

@@ -14,6 +14,7 @@ from nbdresize.errors import VolumeFailed
 from nbdresize.export.backing import Backing
 from nbdresize.export.catalog import Catalog, FileCatalog, Found, LedgerCatalog, not_found
 from nbdresize.export.disk_export import DiskExport
+from nbdresize.export.hold import Freeze, Holds
 from nbdresize.export.size_device import SizeDevice
 from nbdresize.protocol.constants import NBD_MAX_STRING
 from nbdresize.protocol.size_record import SIZE_SUFFIX
@@ -69,6 +70,7 @@ class Exports:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
+        self._holds = Holds()
         self._lock = threading.Lock()
         self._shared: dict[str, _Shared] = {}
         self._open: dict[Export, Connection] = {}
@@ -135,7 +137,8 @@ class Exports:
             self._leave(connection.key)
 
     def end_waits(self) -> None:
-        """Every read that waits for news ends now, and later ones don't wait: the server is about to end."""
+        """Every read that waits for news ends now, as do all holds; later ones don't begin: the server is to end."""
+        self._holds.end()
         for connection in self.connections():
             if isinstance(connection.export, SizeDevice):
                 connection.export.close()
@@ -167,7 +170,17 @@ class Exports:
         for connection in dropped:
             with suppress(OSError):
                 connection.client.drop()
+            connection.export.backing.hold.wake()
         return len(dropped)
+
+    def freeze(self, names: Collection[str], seconds: float) -> Freeze:
+        """Hold back every reply to clients of these exports, now and later ones, for so long or until the end of it."""
+        return self._holds.freeze(names, seconds)
+
+    def opened(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of these exports that are open here, or just being opened."""
+        with self._lock:
+            return tuple(sorted({shared.backing.name for shared in self._shared.values()}.intersection(names)))
 
     def counters(self) -> dict[str, int]:
         """Counts since the server's start, of closed and open connections together."""
@@ -188,6 +201,7 @@ class Exports:
             shared = self._shared.get(found.key)
             if shared is None:
                 shared = self._shared[found.key] = _Shared(found.backing())
+                shared.backing.hold = self._holds.of(shared.backing.name)
             shared.users += 1
             return shared.backing
 

@@ -19,7 +19,8 @@ from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.model import ClientResize
 from nbdresize.errors import EXIT_USAGE, NbdresizeError
-from nbdresize.export.admin import AdminCommands, AdminSocket, ServerInfo
+from nbdresize.export.admin import AdminSocket
+from nbdresize.export.admin_commands import ServerInfo
 from nbdresize.export.exports import Exports
 from nbdresize.protocol.server_events import HandshakeSettings, Tls
 from nbdresize.server.connection import Connection, peer_name
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             access = _access(options, stack)
             if options.run is not None:
                 info = ServerInfo("native", tuple(options.uri))
-                stack.enter_context(AdminSocket(options.run, AdminCommands(access.exports, info)))
+                stack.enter_context(AdminSocket(options.run, access.exports, info))
             if options.stdio:
                 return _serve_stdio(access)
             _serve(access, options.max_connections, shared=options.shared)

@@ -80,6 +80,7 @@ class Connection:
 
     def _transmit(self, agreed: Agreed, lane: Lane) -> None:
         stream, export, mode = agreed.stream, agreed.export, agreed.negotiated.mode
+        stream.hold = export.backing.hold
         replies = Replies(mode)
         replying = Replying(stream, replies, lane)
         offer = Offer.of(agreed.negotiated)

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from nbdresize.export.hold import Hold
+
 SEND_SECONDS = 300
 """How long a peer may leave a reply unread before it is given up."""
 
@@ -27,9 +29,13 @@ class Stream:
 
     `direct` tells that the file descriptor carries the bytes as they are, so that the kernel may move them
     (sendfile, splice) without their passing through here.
+
+    What is sent while `hold` is on waits until it is off, or until `break_off`.
     """
 
     direct = True
+    hold: Hold | None = None
+    _broken = False
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(None)
@@ -47,6 +53,17 @@ class Stream:
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; the caller holds `sending` or is alone. Raises PeerGone."""
+        hold = self.hold
+        if hold is not None and hold.on:
+            self.wait_while_held()
+        self._put(data)
+
+    def wait_while_held(self) -> None:
+        """Wait until something may be sent. Raises PeerGone where it may not any more, since the connection ends."""
+        if self.hold is not None and not self.hold.wait(lambda: self._broken):
+            raise PeerGone
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
         try:
             self.sock.sendall(data)
         except OSError as error:
@@ -73,6 +90,12 @@ class Stream:
 
     def break_off(self) -> None:
         """From any thread: end both directions at once, in the middle of whatever is under way."""
+        self._broken = True
+        self._break_off()
+        if self.hold is not None:
+            self.hold.wake()
+
+    def _break_off(self) -> None:
         self._shutdown(socket.SHUT_RDWR)
 
     def _shutdown(self, how: int) -> None:
@@ -134,7 +157,7 @@ class TlsStream(Stream):
             except ssl.SSLError as error:
                 raise PeerGone(f"TLS: {error.reason or error}") from error
 
-    def send(self, data: bytes | bytearray | memoryview) -> None:
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         for start in range(0, len(view), _TLS_PIECE):
             try:
@@ -151,7 +174,7 @@ class TlsStream(Stream):
     def finish_receiving(self) -> None:
         self._plain.finish_receiving()
 
-    def break_off(self) -> None:
+    def _break_off(self) -> None:
         self._plain.break_off()
 
     def close(self) -> None:
@@ -192,7 +215,7 @@ class PipeStream(Stream):
         except OSError as error:
             raise PeerGone(reason(error)) from error
 
-    def send(self, data: bytes | bytearray | memoryview) -> None:
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -206,7 +229,7 @@ class PipeStream(Stream):
     def finish_receiving(self) -> None:
         os.eventfd_write(self._end, 1)
 
-    def break_off(self) -> None:
+    def _break_off(self) -> None:
         """The same: a write that waits is ended by the process's own end."""
         self.finish_receiving()
 

@@ -60,6 +60,7 @@ class Transfer:
         return True
 
     def _send_file(self, header: bytes, offset: int, length: int) -> None:
+        self._stream.wait_while_held()
         sock = self._stream.sock
         try:
             sent = sock.send(header, socket.MSG_MORE)

@@ -19,7 +19,8 @@ from nbdresize.control import admin_client
 from nbdresize.control.control import Control
 from nbdresize.control.model import ResizeOptions
 from nbdresize.errors import ServerFailed, StateUnusable
-from nbdresize.export.admin import MOST_AT_ONCE, AdminCommands, AdminSocket, ServerInfo
+from nbdresize.export.admin import MOST_AT_ONCE, AdminSocket
+from nbdresize.export.admin_commands import AdminCommands, ServerInfo
 from nbdresize.export.exports import Client, Export, Exports
 from nbdresize.units import SizeRequest
 from tests.wait import until
@@ -248,9 +249,9 @@ def test_the_socket_is_its_owners_and_the_only_file(admin: AdminSocket, state: S
     assert admin.path.name.startswith(f"{os.getpid()}-")
 
 
-def test_it_is_gone_once_it_is_closed(admin: AdminSocket, state: StateDirectory) -> None:
+def test_it_is_gone_once_it_is_closed(admin: AdminSocket, exports: Exports, state: StateDirectory) -> None:
     threads = threading.active_count()
-    other = AdminSocket(state.run, admin._commands)
+    other = AdminSocket(state.run, exports, INFO)
     with connected(other):
         other.close()
         other.close()
@@ -281,8 +282,7 @@ def test_it_works_where_the_path_is_longer_than_a_sockets_address_may_be(tmp_pat
 
 
 def test_a_directory_that_can_not_hold_it_is_told_of(tmp_path: Path, exports: Exports) -> None:
-    commands = AdminCommands(exports, INFO)
     (tmp_path / "file").touch()
     for directory in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(StateUnusable, match="admin socket"):
-            AdminSocket(directory, commands)
+            AdminSocket(directory, exports, INFO)
