@@ -12,7 +12,7 @@ from typing import Literal, Self
 from nbdresize.config import StateDirectory
 from nbdresize.control import create, delete, names, records, recovery, resize
 from nbdresize.control.budget import check_budget, largest
-from nbdresize.control.leases import Lease
+from nbdresize.control.leases import Lease, enter
 from nbdresize.control.model import VM, ClientResize, Disk, ResizeOptions, ResizeOutcome
 from nbdresize.control.site import Site, disk_of, open_site, visible
 from nbdresize.errors import ResourceNotFound
@@ -161,11 +161,12 @@ class Control:
     def take_lease(self, vm: str, disk_name: str, wait: float = 2.0) -> tuple[Disk, Lease]:
         """A shared lease for one more connection, and the disk as it is now that it can't be shrunk or deleted.
 
-        Raises ResourceNotFound, ResourceInUse where it is being shrunk or deleted for longer than `wait` seconds.
+        Raises ResourceNotFound, ResourceInUse where it is being shrunk or deleted, or its door is closed, for longer
+        than `wait` seconds.
         """
         disk = self.disk(vm, disk_name)
         path = self._site.lease(disk)
-        lease = Lease.acquire_shared(path, wait)
+        lease = enter(self._site.state.leases, disk.volume, wait)
         try:
             now = self.disk(vm, disk_name)
             if now.id != disk.id:

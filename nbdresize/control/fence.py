@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nbdresize.control import admin_client
-from nbdresize.control.leases import Lease
+from nbdresize.control.leases import Lease, closed_door
 from nbdresize.control.model import Disk
 from nbdresize.control.site import Site
 from nbdresize.errors import ResourceInUse
@@ -23,7 +23,7 @@ _BETWEEN_DROPS = 0.5
 def fenced(site: Site, disk: Disk, *, disconnect: bool = False, holding: Lease | None = None) -> Iterator[Lease]:
     """Hold the disk's lease against all connections.
 
-    `disconnect` drops them first, again and again for those that come back at once. `holding` is the caller's own
+    `disconnect` drops them first, and keeps those out that come back at once. `holding` is the caller's own
     lease on the disk, shared again afterwards. Raises ResourceInUse where others stay.
     """
     if holding is None:
@@ -47,16 +47,18 @@ def _left(site: Site, disk: Disk) -> Lease:
 
 
 def _dropped(site: Site, disk: Disk) -> Lease:
+    """The lease, taken with the door closed: clients that come back meanwhile don't get in, however fast they are."""
     deadline = time.monotonic() + DISCONNECT
-    while True:
-        answers = admin_client.ask_all(site.state, {"command": "drop", "exports": [disk.export_name]})
-        try:
-            return Lease.acquire_exclusive(site.lease(disk), _BETWEEN_DROPS)
-        except ResourceInUse as error:
-            if time.monotonic() < deadline:
-                continue
-            problems = "; ".join(answer.problem for answer in answers if answer.problem)
-            raise _attached(disk, problems or "they come back at once: stop them where they run") from error
+    with closed_door(site.state.leases, disk.volume):
+        while True:
+            answers = admin_client.ask_all(site.state, {"command": "drop", "exports": [disk.export_name]})
+            try:
+                return Lease.acquire_exclusive(site.lease(disk), _BETWEEN_DROPS)
+            except ResourceInUse as error:
+                if time.monotonic() < deadline:
+                    continue
+                problems = "; ".join(answer.problem for answer in answers if answer.problem)
+                raise _attached(disk, problems or "they don't leave: stop them where they run") from error
 
 
 def _attached(disk: Disk, way_out: str) -> ResourceInUse:
