@@ -1,7 +1,7 @@
 """Asking the running servers of a state directory, over their admin sockets.
 
-Each server listens on `run/<pid>-<8 hex>.admin`. One request and one reply per connection, each one JSON object on one
-line of at most 1 MiB. A socket that nobody listens on any more was left by a dead server; whoever finds it removes it.
+Each server listens on `run/<pid>-<8 hex>.admin`. A request and its reply are one JSON object on one line of at most
+1 MiB each. A socket that nobody listens on any more was left by a dead server; whoever finds it removes it.
 """
 
 import json
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.model import Stage
@@ -42,8 +43,8 @@ class Answer:
     problem: str = ""
 
 
-class _Gone(Exception):
-    """Nobody listens on the socket."""
+class NoServer(Exception):
+    """Nobody listens on the socket any more."""
 
 
 def servers(state: StateDirectory) -> list[Path]:
@@ -63,7 +64,7 @@ def ask(path: Path, message: Mapping[str, Any], timeout: float = TIME_LIMIT) -> 
     """
     try:
         reply = _converse(path, message, timeout)
-    except _Gone:
+    except NoServer:
         raise ServerFailed(f"No server listens on {path}", "it has ended; start one with nbdresize serve") from None
     if reply.get("ok") is not True:
         raise ServerFailed(f"The server at {path} refused: {_bounded(reply.get('error', 'no reason given'))}")
@@ -104,7 +105,7 @@ def publish(state: StateDirectory, exports: Sequence[str], timeout: float = TIME
 def _answer(path: Path, message: Mapping[str, Any], timeout: float) -> Answer | None:
     try:
         reply = _converse(path, message, timeout)
-    except _Gone:
+    except NoServer:
         return None
     except ServerFailed as error:
         return Answer(path, problem=str(error))
@@ -115,26 +116,70 @@ def _answer(path: Path, message: Mapping[str, Any], timeout: float) -> Answer | 
 
 def _converse(path: Path, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     deadline = time.monotonic() + timeout
-    line = json.dumps(message).encode() + b"\n"
-    if len(line) > LONGEST_LINE:
-        raise ServerFailed(f"A request of {len(line)} bytes is more than a server takes")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(timeout)
-            with reachable(path) as address:
-                connection.connect(address)
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            connection.sendall(line)
-            received = _receive_line(connection, deadline)
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        if isinstance(error, ConnectionRefusedError):
-            _remove_dead(path)
-        raise _Gone from error
-    except (TimeoutError, BlockingIOError) as error:
-        raise ServerFailed(f"The server at {path} did not answer within {timeout:g} s") from error
-    except OSError as error:
-        raise ServerFailed(f"The server at {path} can't be asked: {error.strerror or error}") from error
-    return _parsed(path, received)
+    with Conversation(path, deadline) as conversation:
+        conversation.tell(message, deadline)
+        return conversation.answer(deadline)
+
+
+class Conversation:
+    """A connection to the server at `path`, for as many requests as one likes, one after the other.
+
+    What a server holds back for it ends with it. Every method raises NoServer where nobody listens there any more, and
+    ServerFailed where the server takes too long or does what the protocol does not know.
+    """
+
+    def __init__(self, path: Path, deadline: float) -> None:
+        """Connect before `deadline`, of time.monotonic()."""
+        self.path = path
+        self._began = time.monotonic()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with self._talking(deadline), reachable(path) as address:
+                self._socket.connect(address)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def tell(self, message: Mapping[str, Any], deadline: float) -> None:
+        """Send a request, before `deadline`."""
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > LONGEST_LINE:
+            raise ServerFailed(f"A request of {len(line)} bytes is more than a server takes")
+        with self._talking(deadline):
+            self._socket.sendall(line)
+
+    def answer(self, deadline: float) -> dict[str, Any]:
+        """What the server says to it, before `deadline`."""
+        with self._talking(deadline):
+            received = _receive_line(self._socket, deadline)
+        return _parsed(self.path, received)
+
+    @contextmanager
+    def _talking(self, deadline: float) -> Iterator[None]:
+        """What may go wrong with the socket, told as what it means; no call waits beyond the deadline."""
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            yield
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            if isinstance(error, ConnectionRefusedError):
+                _remove_dead(self.path)
+            raise NoServer from error
+        except (TimeoutError, BlockingIOError) as error:
+            seconds = f"{deadline - self._began:.2g} s"
+            raise ServerFailed(f"The server at {self.path} did not answer within {seconds}") from error
+        except OSError as error:
+            raise ServerFailed(f"The server at {self.path} can't be asked: {error.strerror or error}") from error
 
 
 def _receive_line(connection: socket.socket, deadline: float) -> bytes:
