@@ -9,7 +9,7 @@ from nbdresize.storage import syscalls
 from nbdresize.storage.failures import failure
 from nbdresize.storage.handle import Handle
 from nbdresize.storage.opening import open_as
-from nbdresize.storage.volume import Volume
+from nbdresize.storage.volume import Progress, Volume, no_progress
 from nbdresize.units import format_size
 
 _STEP = 1 << 30
@@ -48,11 +48,12 @@ class BlockVolume(Volume):
         """All of the device: it is this disk's, whatever is written on it."""
         return self.size()
 
-    def grow(self, size: int) -> None:
+    def grow(self, size: int, progress: Progress = no_progress) -> None:
         """Zero what lies between the known size and `size`, durably, and take it into the disk.
 
         Only after that may anybody be told that the disk is larger. Killed in between, nothing is lost by beginning
-        again from the same known size. Raises VolumeFailed where the device is smaller than `size`.
+        again from the same known size; so it is when `progress` raises. Raises VolumeFailed where the device is smaller
+        than `size`.
         """
         with self.open() as handle:
             actual = handle.size()
@@ -60,6 +61,7 @@ class BlockVolume(Volume):
             start = actual if self.known_size is None else self.known_size
             for offset in range(start, size, _STEP):
                 handle.zero(offset, min(_STEP, size - offset))
+                progress(min(offset + _STEP, size) - start, size - start)
             handle.flush()
         self.known_size = max(size, start)
 

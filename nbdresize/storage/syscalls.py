@@ -19,6 +19,7 @@ BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
 BLKGETSIZE64 = 0x80081272
+FICLONE = 0x40049409
 
 NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
 """What a file system or a device answers to an operation that it does not have."""
@@ -44,6 +45,16 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def zero_range(fd: int, offset: int, length: int) -> None:
     """Make a range of a file read as zeroes, backed by space, without writing them."""
     _fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def clone(source: int, target: int) -> None:
+    """Make all of the file `target` share the blocks of `source`, as it is at one instant (FICLONE)."""
+    while True:
+        try:
+            fcntl.ioctl(target, FICLONE, source)
+        except InterruptedError:
+            continue
+        return
 
 
 def device_size(fd: int) -> int:

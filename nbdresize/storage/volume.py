@@ -1,10 +1,21 @@
 """The interface of a volume and of a pool, whatever their kind."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nbdresize.storage.handle import Handle
+
+Progress = Callable[[int, int], None]
+"""Told again and again while something takes long: bytes done, and bytes in all.
+
+It may raise in order to stop: whatever was being made is then removed, and its exception goes on.
+"""
+
+
+def no_progress(done: int, total: int) -> None:
+    """For whoever does not want to know."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,11 @@ class Volume(ABC):
         """The bytes that it takes in its pool."""
 
     @abstractmethod
-    def grow(self, size: int) -> None:
+    def grow(self, size: int, progress: Progress = no_progress) -> None:
         """Make it `size` bytes long, durably; the new range reads as zeroes. Nothing changes if it already is.
 
-        Raises InsufficientSpace where the pool is full, VolumeFailed where this kind can't grow; it is then as long
-        as before.
+        `progress` is told where that has to reserve or to write space. Raises InsufficientSpace where the pool is
+        full, VolumeFailed where this kind can't grow; it is then as long as before, as also when `progress` raises.
         """
 
     @abstractmethod
@@ -49,7 +60,7 @@ class Pool(ABC):
     """Where volumes live, each under a name that is unique in it."""
 
     @abstractmethod
-    def create(self, name: str, size: int, *, preallocate: bool = False) -> Volume:
+    def create(self, name: str, size: int, *, preallocate: bool = False, progress: Progress = no_progress) -> Volume:
         """A new volume of zeroes, durable when this returns. Raises InsufficientSpace, VolumeFailed if it exists."""
 
     @abstractmethod
@@ -67,3 +78,71 @@ class Pool(ABC):
     @abstractmethod
     def capacity(self) -> Capacity:
         """How much the pool holds."""
+
+    # Copies
+
+    @abstractmethod
+    def shares_copies(self) -> bool:
+        """Whether a copy within the pool shares its source's blocks until one of the two is written.
+
+        A volume whose space is reserved is copied in full even so.
+        """
+
+    @abstractmethod
+    def copy(
+        self,
+        source: Path,
+        name: str,
+        *,
+        size: int | None = None,
+        share: bool = True,
+        preallocate: bool = False,
+        progress: Progress = no_progress,
+    ) -> Volume:
+        """A new volume with the bytes of the file or block device at `source`, durable when this returns.
+
+        With `share` the two share blocks where that can be, and the copy is of one instant. Otherwise it takes as
+        long as reading and writing the data, is of no one instant if the source is written meanwhile, and keeps its
+        holes: of a range that reads as zeroes nothing is written. With `preallocate`, or where the source's own space
+        is reserved, nothing is shared; `preallocate` also reserves the new volume's space.
+
+        `size` in bytes, where given, is how long the copy gets; zeroes follow the source's bytes. Raises
+        InvalidArgument where the source is longer than that, InsufficientSpace where the pool is full, VolumeFailed
+        where the name is taken or the source can't be read. No copy is left then, nor when `progress` raises.
+        """
+
+    @abstractmethod
+    def copy_ranges(
+        self, source: Path, name: str, ranges: Iterable[tuple[int, int]], progress: Progress = no_progress
+    ) -> None:
+        """Copy these ranges (offset, length) of `source` into the volume `name`, which has the same or another size.
+
+        Where the source has a hole, or ended, the volume reads as zeroes afterwards. What lies past the end of the
+        volume is left out. Nothing is durable before `sync`; where this raises, any part may have been copied.
+        """
+
+    @abstractmethod
+    def sync(self, name: str) -> None:
+        """Put everything that was written to the volume on stable storage."""
+
+    @abstractmethod
+    def replace(self, name: str, by: str) -> None:
+        """Make the volume `by` the volume `name`, atomically and durably; what `name` was is gone.
+
+        Nothing happens if there is no `by`: it was done before. Whoever has the old volume open keeps that.
+        """
+
+    @abstractmethod
+    def spaces(self, names: Sequence[str]) -> list[int]:
+        """Of each of these volumes, the bytes of its blocks that none before it in the list has.
+
+        The sum is what all of them take together. Blocks are told apart by where they lie, where the file system
+        says that; what it does not say (compressed data, say) counts in full.
+        """
+
+    @abstractmethod
+    def held(self, names: Sequence[str], but: Sequence[str]) -> int:
+        """The bytes of the blocks that the volumes `names` have together and none of `but` has, counted as `spaces`.
+
+        That is what deleting `names` gives back, if all others that may share with them are in `but`.
+        """

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.storage.file import PREALLOCATED, FilePool
+from nbdresize.storage.file import FilePool
+from nbdresize.storage.reserving import PREALLOCATED
 from tests.filesystems import FILE_SYSTEMS, loop_device, mounted
 
 

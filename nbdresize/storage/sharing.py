@@ -1,0 +1,77 @@
+"""Arithmetic with sets of blocks: which bytes of a file system several files take together, and which one adds."""
+
+import operator
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, compress, islice
+
+
+def _none() -> "array[int]":
+    return array("Q")
+
+
+@dataclass(frozen=True)
+class Places:
+    """A set of bytes, as ranges that are sorted and neither overlap nor touch: the n-th is starts[n] to ends[n].
+
+    Sixteen bytes of memory a range; all work is done by the interpreter's own loops, so that a file of a million
+    extents takes about a second.
+    """
+
+    starts: "array[int]" = field(default_factory=_none)
+    ends: "array[int]" = field(default_factory=_none)
+
+    def total(self) -> int:
+        """How many bytes are in it."""
+        return sum(self.ends) - sum(self.starts)
+
+    def __or__(self, other: "Places") -> "Places":
+        return places(chain(self.starts, other.starts), chain(self.ends, other.ends))
+
+
+def places(starts: Iterable[int], ends: Iterable[int]) -> Places:
+    """The union of ranges that are not empty, in any order: the n-th is the n-th start to the n-th end.
+
+    Sorted each by itself, a gap lies before a start exactly where it is larger than the end before it: then all
+    ranges that have begun have ended.
+    """
+    sorted_starts, sorted_ends = sorted(starts), sorted(ends)
+    if not sorted_starts:
+        return Places()
+    gaps = array("b", map(operator.gt, islice(sorted_starts, 1, None), sorted_ends))
+    return Places(
+        array("Q", chain(sorted_starts[:1], compress(islice(sorted_starts, 1, None), gaps))),
+        array("Q", chain(compress(sorted_ends, gaps), sorted_ends[-1:])),
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one file takes: the `places` that are known, and as many bytes that nobody else can be known to have."""
+
+    places: Places = field(default_factory=Places)
+    alone: int = 0
+
+
+def spaces(files: Iterable[Blocks]) -> list[int]:
+    """Of each file, the bytes that none before it has."""
+    found: list[int] = []
+    union = Places()
+    total = 0
+    for file in files:
+        union |= file.places
+        before, total = total, union.total()
+        found.append(total - before + file.alone)
+    return found
+
+
+def held(files: Sequence[Blocks], but: Iterable[Blocks]) -> int:
+    """The bytes that `files` have together, and none of `but`."""
+    others = Places()
+    for file in but:
+        others |= file.places
+    union = others
+    for file in files:
+        union |= file.places
+    return union.total() - others.total() + sum(file.alone for file in files)
