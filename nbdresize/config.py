@@ -42,6 +42,10 @@ class StateDirectory:
     def run(self) -> Path:
         return self.root / "run"
 
+    def write_map(self, volume: str) -> Path:
+        """Where servers mark what is written to the volume of that name, while it is copied."""
+        return self.run / f"{volume}.written"
+
     @property
     def socket(self) -> Path:
         """Where `serve` listens when told nothing else."""

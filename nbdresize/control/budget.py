@@ -51,8 +51,10 @@ class Account:
     def state(self) -> str:
         """What there is, for a message that begins with "VM … has"."""
         free = format_size(self.free) if self.free else "nothing"
-        parts = f" (disks {format_size(self.disks)}, snapshots {format_size(self.snapshots)})" if self.snapshots else ""
-        return f"{free} free of its {format_size(self.budget)}{parts}"
+        if not self.snapshots:
+            return f"{free} free of its {format_size(self.budget)}"
+        parts = f"disks take {format_size(self.disks)} and snapshots {format_size(self.snapshots)}"
+        return f"{free} free of its {format_size(self.budget)}, where {parts}"
 
     def ways_to_more(self, needed: int) -> list[str]:
         """How the VM comes to `needed` more bytes than are charged to it now."""

@@ -10,11 +10,25 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import create, delete, names, records, recovery, resize
-from nbdresize.control.budget import check_budget, largest
+from nbdresize.control import disks, names, operations, pool, records, recovery, vms
+from nbdresize.control.budget import largest
 from nbdresize.control.leases import Lease, enter
-from nbdresize.control.model import VM, ClientResize, Disk, ResizeOptions, ResizeOutcome
-from nbdresize.control.site import Site, disk_of, open_site, visible
+from nbdresize.control.model import (
+    VM,
+    ChangeOutcome,
+    ClientResize,
+    Disk,
+    DiskChanges,
+    DiskUpdate,
+    Operation,
+    Pool,
+    ResizeOptions,
+    ResizeOutcome,
+)
+from nbdresize.control.operations import Listener, nobody
+from nbdresize.control.records import Kind
+from nbdresize.control.site import Site, disk_of, open_site
+from nbdresize.control.vms import NewVM
 from nbdresize.errors import ResourceNotFound
 from nbdresize.units import SizeRequest
 
@@ -54,34 +68,35 @@ class Control:
     def state(self) -> StateDirectory:
         return self._site.state
 
+    # VMs
+
     def create_vm(
         self,
         name: str,
-        disk_space: int,
-        disks: Sequence[SizeRequest] = (),
+        disk_space: int | None = None,
+        disks: Sequence[SizeRequest | None] | None = None,
         *,
+        package: str | None = None,
+        image: str | None = None,
         owner: str | None = None,
         client_resize: ClientResize | None = None,
         preallocate: bool = False,
         operation: str | None = None,
+        listener: Listener = nobody,
     ) -> VM:
-        """A new VM with a budget of `disk_space` bytes and these disks, from disk0 on; all of it, or nothing.
+        """A new VM with these disks, from disk0 on; all of it, or nothing.
 
-        `client_resize`: what its clients may do to sizes; None leaves that to the server.
+        Its budget is `disk_space` bytes, or that of its `package`, and the original size of its `image`. disk0 is made
+        from the image, with the image's size where `disks` says None. Without `disks`, it gets those of its package,
+        else the image's. `remaining` is evaluated last. `client_resize`: what its clients may do to sizes; None leaves
+        that to the server.
 
-        `remaining` is evaluated last. Raises ResourceInUse where the name is taken, InsufficientSpace where the
-        budget (or the pool, with `preallocate`) does not hold the disks, LimitExceeded for more than 8.
+        Raises ResourceInUse where the name is taken, ResourceNotFound for a package or image that is not there,
+        InsufficientSpace where the budget does not hold the disks, or the pool the budget, LimitExceeded for more than
+        8 disks or an image larger than the package takes.
         """
-        return create.create_vm(
-            self._site,
-            name,
-            disk_space,
-            disks,
-            owner=owner,
-            client_resize=client_resize,
-            preallocate=preallocate,
-            operation=operation,
-        )
+        new = NewVM(name, disk_space, disks, package, image, owner, client_resize, preallocate)
+        return vms.create_vm(self._site, new, operation=operation, listener=listener)
 
     def vms(self) -> list[VM]:
         """All VMs, by name, as at one moment."""
@@ -92,47 +107,98 @@ class Control:
         """Raises ResourceNotFound."""
         return self._site.entry(name).vm
 
-    def disk(self, vm: str, disk_name: str) -> Disk:
-        """Raises ResourceNotFound."""
-        return self._site.disk(vm, disk_name)
-
     def update_vm(
         self,
         name: str,
         disk_space: int | None = None,
         *,
+        package: str | None = None,
+        owner: str | None = None,
         client_resize: ClientResize | Literal["default"] | None = None,
+        protected: bool | None = None,
+        operation: str | None = None,
     ) -> VM:
-        """Change the budget of a VM, to no less than its disks take, or what its clients may do to sizes.
+        """Change the budget of a VM, its package, its owner, its protection, or what its clients may do to sizes.
 
-        What is None stays as it is; "default" leaves it to the server. Servers heed it from the next request on.
-        Raises ResourceNotFound, InsufficientSpace.
+        What is None stays as it is; "default" leaves `client_resize` to the server, which heeds it from the next
+        request on. Raises ResourceNotFound, InsufficientSpace where disks and snapshots don't fit the new budget, or
+        the pool does not hold it, InvalidArgument for a budget where a package gives it.
         """
-        if disk_space is not None:
-            check_budget(disk_space)
-        self._site.entry(name)
-        with recovery.changing(self._site, name):
-            with self._site.ledger.deciding() as connection:
-                entry = visible(records.read_vm(connection, name), name)
-                if disk_space is not None:
-                    entry.account.check_new_budget(disk_space)
-                    records.set_budget(connection, entry.vm.id, disk_space)
-                if client_resize is not None:
-                    policy = None if client_resize == "default" else client_resize
-                    records.set_client_resize(connection, entry.vm.id, policy)
-            return self.vm(name)
+        return vms.update_vm(
+            self._site,
+            name,
+            disk_space=disk_space,
+            package=package,
+            owner=owner,
+            client_resize=client_resize,
+            protected=protected,
+            operation=operation,
+        )
 
-    def delete_vm(self, name: str) -> None:
-        """Delete a VM with all its disks. Raises ResourceNotFound, ResourceInUse where a client is attached."""
-        delete.delete_vm(self._site, name)
+    def delete_vm(self, name: str, *, operation: str | None = None) -> None:
+        """Delete a VM with all its disks and snapshots.
 
-    def add_disk(self, vm: str, size: SizeRequest, *, preallocate: bool = False, operation: str | None = None) -> Disk:
-        """A new disk in the first empty slot. Raises ResourceNotFound, InsufficientSpace, LimitExceeded."""
-        return create.add_disk(self._site, vm, size, preallocate=preallocate, operation=operation)
+        Raises ResourceNotFound, DeletionProtected, ResourceInUse where a client is attached.
+        """
+        vms.delete_vm(self._site, name, operation=operation)
 
-    def delete_disk(self, vm: str, disk_name: str) -> None:
-        """Delete a disk, not the boot disk. Raises ResourceNotFound, ResourceInUse where a client is attached."""
-        delete.delete_disk(self._site, vm, disk_name)
+    # Disks
+
+    def disk(self, vm: str, disk_name: str) -> Disk:
+        """Raises ResourceNotFound."""
+        return self._site.disk(vm, disk_name)
+
+    def change_disks(
+        self,
+        vm: str,
+        changes: DiskChanges,
+        options: ResizeOptions = _DEFAULT_OPTIONS,
+        *,
+        preallocate: bool = False,
+        operation: str | None = None,
+        listener: Listener = nobody,
+    ) -> ChangeOutcome:
+        """Add, resize and delete disks: all of it happens, or nothing; decided on the state after all of it.
+
+        So space moves from one disk to another in one step. Raises what the changes one by one would raise.
+        """
+        return disks.change_disks(
+            self._site, vm, changes, options, preallocate=preallocate, operation=operation, listener=listener
+        )
+
+    def add_disk(
+        self,
+        vm: str,
+        size: SizeRequest,
+        *,
+        preallocate: bool = False,
+        operation: str | None = None,
+        listener: Listener = nobody,
+    ) -> Disk:
+        """A new disk in the first empty slot.
+
+        Raises ResourceNotFound, InsufficientSpace, LimitExceeded, NotAuthorized where the VM's disks are fixed.
+        """
+        outcome = disks.change_disks(
+            self._site,
+            vm,
+            DiskChanges(add=(size,)),
+            _DEFAULT_OPTIONS,
+            kind=Kind.ADD_DISK,
+            preallocate=preallocate,
+            operation=operation,
+            listener=listener,
+        )
+        return outcome.added[0]
+
+    def delete_disk(self, vm: str, disk_name: str, *, operation: str | None = None) -> None:
+        """Delete a disk, not the boot disk; snapshots keep what they hold of it.
+
+        Raises ResourceNotFound, DeletionProtected, ResourceInUse where a client is attached, NotAuthorized where the
+        VM's disks are fixed.
+        """
+        changes = DiskChanges(remove=(names.disk_slot(disk_name),))
+        disks.change_disks(self._site, vm, changes, _DEFAULT_OPTIONS, kind=Kind.DELETE_DISK, operation=operation)
 
     def resize_disk(
         self,
@@ -143,20 +209,33 @@ class Control:
         *,
         operation: str | None = None,
         holding: Lease | None = None,
+        listener: Listener = nobody,
     ) -> ResizeOutcome:
         """Resize a disk, in use or not; when this returns, every server that answers uses the new size.
 
         `holding` is the caller's own lease on the disk, for a client that shrinks as the only one; it is shared
         again afterwards. Raises ResourceNotFound, InsufficientSpace, NotAuthorized for a smaller size without
-        `shrink`, ResourceInUse where a disk to be shrunk is attached, VolumeFailed.
+        `shrink` and where the VM's disks are fixed, DeletionProtected, ResourceInUse where a disk to be shrunk is
+        attached, VolumeFailed.
         """
-        return resize.resize_disk(self._site, vm, disk_name, size, options, operation=operation, holding=holding)
+        outcome = disks.change_disks(
+            self._site,
+            vm,
+            DiskChanges(update=(DiskUpdate(names.disk_slot(disk_name), size),)),
+            options,
+            kind=Kind.RESIZE_DISK,
+            operation=operation,
+            holding=holding,
+            listener=listener,
+        )
+        return outcome.resized[0]
 
     def maximum(self, vm: str, disk_name: str) -> int:
-        """The largest size in bytes that the budget allows the disk now; never less than it has."""
+        """The largest size in bytes that the disk may get now, by budget and leave; never less than it has."""
         entry = self._site.entry(vm)
         disk = disk_of(entry, names.disk_slot(disk_name))
-        return largest(entry.account, disk.size)
+        may_grow = entry.vm.flexible and entry.vm.allowed.flexible_disks
+        return largest(entry.account, disk.size) if may_grow else disk.size
 
     def take_lease(self, vm: str, disk_name: str, wait: float = 2.0) -> tuple[Disk, Lease]:
         """A shared lease for one more connection, and the disk as it is now that it can't be shrunk or deleted.
@@ -164,12 +243,12 @@ class Control:
         Raises ResourceNotFound, ResourceInUse where it is being shrunk or deleted, or its door is closed, for longer
         than `wait` seconds.
         """
-        disk = self.disk(vm, disk_name)
+        disk = self._whole_disk(vm, disk_name, wait)
         path = self._site.lease(disk)
         lease = enter(self._site.state.leases, disk.volume, wait)
         try:
-            now = self.disk(vm, disk_name)
-            if now.id != disk.id:
+            now = self._whole_disk(vm, disk_name, wait)
+            if now.volume != disk.volume:
                 raise ResourceNotFound(f"{disk.export_name} was just replaced by another disk", "try again")
         except ResourceNotFound:
             lease.release()
@@ -180,6 +259,51 @@ class Control:
             lease.release()
             raise
         return now, lease
+
+    def _whole_disk(self, vm: str, disk_name: str, wait: float) -> Disk:
+        """The disk as it is now; a rollback whose process was killed is finished first."""
+        slot = names.disk_slot(disk_name)
+        entry = self._site.entry(vm)
+        intent = entry.intent_of(disk_of(entry, slot))
+        if intent is not None and intent.kind is Kind.ROLL_BACK and intent.committed:
+            with recovery.changing(self._site, vm, wait) as change:
+                recovery.held_up(disk_of(entry, slot), change)
+            entry = self._site.entry(vm)
+        return disk_of(entry, slot)
+
+    # The pool
+
+    def pool(self) -> Pool:
+        """What the pool holds, and how much of it is promised. Raises VolumeFailed where it can't be seen."""
+        return pool.read_pool(self._site)
+
+    def update_pool(self, *, capacity: int | None = None, overcommit: str | None = None) -> Pool:
+        """Change what the pool may promise; None leaves it as it is.
+
+        `capacity` in bytes, 0 for that of its file system; `overcommit` how many times it may be promised: a number,
+        or "unlimited". What is promised already stays so. Raises InvalidArgument.
+        """
+        return pool.update_pool(self._site, capacity=capacity, overcommit=overcommit)
+
+    # Operations
+
+    def operations(self) -> list[Operation]:
+        """Those that run, and the last thousand of those of the last week, the newest first."""
+        with self._site.ledger.reading() as connection:
+            return operations.read_all(connection)
+
+    def operation(self, operation: str) -> Operation:
+        """Raises ResourceNotFound."""
+        with self._site.ledger.reading() as connection:
+            return operations.read(connection, names.operation_id(operation))
+
+    def cancel_operation(self, operation: str) -> Operation:
+        """Have a running operation undo itself, which its next look at its progress does.
+
+        Raises ResourceNotFound, ResourceInUse where it has ended.
+        """
+        with self._site.ledger.deciding() as connection:
+            return operations.ask_to_cancel(connection, names.operation_id(operation))
 
     def close(self) -> None:
         self._site.ledger.close()

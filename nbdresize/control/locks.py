@@ -132,6 +132,20 @@ def lock_vm(directory: Path, vm: str, wait: float, wanted: Callable[[], bool] = 
     return FileLock(path, lock_within(path, wait, exclusive=True, held_by=busy, wanted=wanted), exclusive=True)
 
 
+def lock_image(directory: Path, image: str, wait: float, *, exclusive: bool) -> FileLock:
+    """The lock of an image: shared while disks are made from it, exclusive while it is made or deleted.
+
+    Raises ResourceInUse where it can't be had within `wait` seconds.
+    """
+
+    def busy() -> NbdresizeError:
+        doing = "is in use: a disk is being made from it" if exclusive else "is being made or deleted"
+        return ResourceInUse(f"Image {image} {doing}", "try again when that has ended")
+
+    path = directory / f".image-{image}{SUFFIX}"
+    return FileLock(path, lock_within(path, wait, exclusive=exclusive, held_by=busy), exclusive=exclusive)
+
+
 def unusable(path: Path, error: OSError) -> StateUnusable:
     """What to raise where the lock file at `path` can't be used."""
     reason = error.strerror or str(error)

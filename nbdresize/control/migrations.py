@@ -70,7 +70,200 @@ def _second(connection: sql.Connection) -> None:
     connection.execute(sql.text("ALTER TABLE vms ADD COLUMN client_resize TEXT"))
 
 
-STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second)
+def _third(connection: sql.Connection) -> None:
+    """Version 3: packages, images, snapshots, switches and settings; changes of several disks; operations to look at.
+
+    What is unfinished in version 2 stays so, and is completed as it would have been. Of finished operations the kind
+    and the VM are known from their arguments.
+    """
+    for statement in (
+        "ALTER TABLE vms ADD COLUMN package_id INTEGER REFERENCES packages (id)",
+        "ALTER TABLE vms ADD COLUMN image TEXT",
+        "ALTER TABLE vms ADD COLUMN image_space BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE vms ADD COLUMN protected BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE disks ADD COLUMN image TEXT",
+        "ALTER TABLE disks ADD COLUMN minimum BIGINT NOT NULL DEFAULT 0",
+        "DROP INDEX intents_vm_id",
+        "DROP INDEX operations_finished",
+        "ALTER TABLE intents RENAME TO intents_2",
+        "ALTER TABLE operations RENAME TO operations_2",
+    ):
+        connection.execute(sql.text(statement))
+    tables = sql.MetaData()
+    sql.Table("vms", tables, sql.Column("id", sql.Integer, primary_key=True))
+    sql.Table("disks", tables, sql.Column("id", sql.Integer, primary_key=True))
+    new = _packages_and_images(tables) + _snapshots(tables) + _switches_and_settings(tables) + _operations(tables)
+    tables.create_all(connection, tables=new, checkfirst=False)
+    for statement in _FROM_2_TO_3:
+        connection.execute(sql.text(statement))
+
+
+def _packages_and_images(tables: sql.MetaData) -> list[sql.Table]:
+    return [
+        sql.Table(
+            "packages",
+            tables,
+            sql.Column("id", sql.Integer, primary_key=True),
+            sql.Column("name", sql.Text, nullable=False, unique=True),
+            sql.Column("disk_space", sql.BigInteger, nullable=False),
+            sql.Column("flexible", sql.Boolean, nullable=False),
+            sql.Column("default_disks", sql.Text, nullable=False),
+            sql.Column("max_image", sql.BigInteger),
+            sql.Column("snapshot_limit", sql.Integer, nullable=False),
+            sqlite_autoincrement=True,
+        ),
+        sql.Table(
+            "images",
+            tables,
+            sql.Column("id", sql.Integer, primary_key=True),
+            sql.Column("name", sql.Text, nullable=False, unique=True),
+            sql.Column("size", sql.BigInteger, nullable=False),
+            sql.Column("original_size", sql.BigInteger, nullable=False),
+            sql.Column("space", sql.BigInteger, nullable=False),
+            sql.Column("volume", sql.Text, nullable=False, unique=True),
+            sql.Column("created", sql.BigInteger, nullable=False),
+            sqlite_autoincrement=True,
+        ),
+    ]
+
+
+def _snapshots(tables: sql.MetaData) -> list[sql.Table]:
+    return [
+        sql.Table(
+            "snapshots",
+            tables,
+            sql.Column("id", sql.Integer, primary_key=True),
+            sql.Column("vm_id", sql.Integer, sql.ForeignKey("vms.id"), nullable=False),
+            sql.Column("name", sql.Text, nullable=False),
+            sql.Column("created", sql.BigInteger, nullable=False),
+            sql.UniqueConstraint("vm_id", "name"),
+            sqlite_autoincrement=True,
+        ),
+        sql.Table(
+            "snapshot_disks",
+            tables,
+            sql.Column("id", sql.Integer, primary_key=True),
+            sql.Column("snapshot_id", sql.Integer, sql.ForeignKey("snapshots.id"), nullable=False),
+            sql.Column("disk_id", sql.Integer, nullable=False),
+            sql.Column("slot", sql.Integer, nullable=False),
+            sql.Column("size", sql.BigInteger, nullable=False),
+            sql.Column("space", sql.BigInteger, nullable=False),
+            sql.Column("volume", sql.Text, nullable=False, unique=True),
+            sql.Column("image", sql.Text),
+            sql.Column("minimum", sql.BigInteger, nullable=False),
+            sql.Index("snapshot_disks_snapshot_id", "snapshot_id"),
+            sqlite_autoincrement=True,
+        ),
+    ]
+
+
+def _switches_and_settings(tables: sql.MetaData) -> list[sql.Table]:
+    return [
+        sql.Table(
+            "switches",
+            tables,
+            sql.Column("feature", sql.Text, primary_key=True),
+            sql.Column("scope", sql.Text, primary_key=True),
+            sql.Column("subject", sql.Text, primary_key=True),
+            sql.Column("value", sql.Text, nullable=False),
+        ),
+        sql.Table(
+            "settings",
+            tables,
+            sql.Column("name", sql.Text, primary_key=True),
+            sql.Column("value", sql.Text, nullable=False),
+        ),
+    ]
+
+
+def _operations(tables: sql.MetaData) -> list[sql.Table]:
+    return [
+        sql.Table(
+            "operations",
+            tables,
+            sql.Column("operation", sql.Text, primary_key=True),
+            sql.Column("kind", sql.Text, nullable=False),
+            sql.Column("subject", sql.Text, nullable=False),
+            sql.Column("arguments", sql.Text, nullable=False),
+            sql.Column("state", sql.Text, nullable=False),
+            sql.Column("started", sql.Float, nullable=False),
+            sql.Column("finished", sql.Float),
+            sql.Column("outcome", sql.Text),
+            sql.Column("error", sql.Text),
+            sql.Column("stages", sql.Text),
+            sql.Column("step", sql.Text),
+            sql.Column("done", sql.BigInteger),
+            sql.Column("total", sql.BigInteger),
+            sql.Column("cancelling", sql.Boolean, nullable=False),
+            sql.Column("pid", sql.Integer),
+            sql.Index("operations_finished", "finished"),
+            sql.Index("operations_started", "started"),
+        ),
+        sql.Table(
+            "intents",
+            tables,
+            sql.Column("id", sql.Integer, primary_key=True),
+            sql.Column("operation", sql.Text, sql.ForeignKey("operations.operation"), nullable=False, unique=True),
+            sql.Column("kind", sql.Text, nullable=False),
+            sql.Column("vm_id", sql.Integer, sql.ForeignKey("vms.id")),
+            sql.Column("snapshot_id", sql.Integer, sql.ForeignKey("snapshots.id")),
+            sql.Column("image_id", sql.Integer, sql.ForeignKey("images.id")),
+            sql.Column("committed", sql.Boolean, nullable=False),
+            sql.Index("intents_vm_id", "vm_id"),
+            sqlite_autoincrement=True,
+        ),
+        sql.Table(
+            "steps",
+            tables,
+            sql.Column("intent_id", sql.Integer, sql.ForeignKey("intents.id"), nullable=False),
+            sql.Column("disk_id", sql.Integer, sql.ForeignKey("disks.id"), primary_key=True),
+            sql.Column("action", sql.Text, nullable=False),
+            sql.Column("old_size", sql.BigInteger, nullable=False),
+            sql.Column("new_size", sql.BigInteger, nullable=False),
+            sql.Column("cause", sql.Integer, nullable=False),
+            sql.Column("staged", sql.Text),
+            sql.Index("steps_intent_id", "intent_id"),
+        ),
+    ]
+
+
+_FROM_2_TO_3 = (
+    """
+    INSERT INTO operations (operation, kind, subject, arguments, state, started, finished, outcome, cancelling)
+    SELECT operation, coalesce(json_extract(arguments, '$.kind'), 'unknown'),
+           coalesce(json_extract(arguments, '$.vm'), ''), arguments, 'done', finished, finished, outcome, 0
+    FROM operations_2
+    """,
+    """
+    INSERT INTO operations (operation, kind, subject, arguments, state, started, cancelling)
+    SELECT i.operation, i.kind, v.name, i.arguments, 'running', i.started, 0
+    FROM intents_2 i JOIN vms v ON v.id = i.vm_id
+    """,
+    """
+    INSERT INTO intents (id, operation, kind, vm_id, committed)
+    SELECT id, operation, kind, vm_id,
+           kind IN ('delete_vm', 'delete_disk') OR (kind = 'resize_disk' AND new_size < old_size)
+    FROM intents_2
+    """,
+    """
+    INSERT INTO steps (intent_id, disk_id, action, old_size, new_size, cause)
+    SELECT i.id, d.id,
+           CASE WHEN i.kind = 'resize_disk' THEN 'resize' WHEN i.kind LIKE 'delete%' THEN 'remove' ELSE 'add' END,
+           CASE WHEN i.kind = 'resize_disk' THEN i.old_size WHEN i.kind LIKE 'delete%' THEN d.size ELSE 0 END,
+           CASE WHEN i.kind = 'resize_disk' THEN i.new_size WHEN i.kind LIKE 'delete%' THEN 0 ELSE d.size END,
+           coalesce(i.cause, 1)
+    FROM intents_2 i JOIN disks d ON d.id = i.disk_id OR (i.disk_id IS NULL AND d.vm_id = i.vm_id)
+    """,
+    """
+    INSERT INTO switches (feature, scope, subject, value)
+    SELECT 'client_resize', 'vm', CAST(id AS TEXT), client_resize FROM vms WHERE client_resize IS NOT NULL
+    """,
+    "ALTER TABLE vms DROP COLUMN client_resize",
+    "DROP TABLE intents_2",
+    "DROP TABLE operations_2",
+)
+
+STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second, _third)
 """The step to version 1, the step to version 2, …"""
 
 VERSION = len(STEPS)

@@ -31,9 +31,14 @@ def is_vm_name(name: str) -> bool:
 
 def check_vm_name(name: str) -> str:
     """`name`, where a VM may have it. Raises InvalidArgument."""
+    return check_name(name, "a VM")
+
+
+def check_name(name: str, of: str) -> str:
+    """`name`, where a package, an image or a snapshot (`of`) may have it: as a VM. Raises InvalidArgument."""
     if not is_vm_name(name):
         raise InvalidArgument(
-            f"{shown(name)} can't be the name of a VM",
+            f"{shown(name)} can't be the name of {of}",
             "use 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit",
         )
     return name
@@ -66,8 +71,8 @@ def operation_id(given: str | None) -> str:
     return given
 
 
-def new_volume_name(vm: str, slot: int, taken: Container[str]) -> str:
+def new_volume_name(prefix: str, taken: Container[str]) -> str:
     """A name for a new volume that no other has: it is recorded before the volume is made."""
-    while (name := f"{vm}-disk{slot}-{secrets.token_hex(4)}") in taken:
+    while (name := f"{prefix}-{secrets.token_hex(4)}") in taken:
         pass
     return name

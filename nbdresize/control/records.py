@@ -1,64 +1,97 @@
-"""Rows of the ledger as values, and back. Every function works inside the caller's transaction. Sizes in bytes."""
+"""Rows of the ledger as values, and back: VMs, their disks, and unfinished changes. Sizes in bytes.
+
+Every function works inside the caller's transaction. What concerns only packages, images, snapshots, switches or
+operations stands in the modules of those names.
+"""
 
 import enum
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 
-from nbdresize.control import schema
+from nbdresize.control import operations, schema, switches
 from nbdresize.control.budget import Account
-from nbdresize.control.model import MAX_DISKS, VM, Cause, ClientResize, Disk
-from nbdresize.errors import InvalidArgument, StateUnusable
-
-REMEMBERED_SECONDS = 7 * 24 * 3600
-"""How long the id of a finished operation is known, so that its retry changes nothing."""
+from nbdresize.control.model import MAX_SNAPSHOTS, VM, Cause, Disk, Package, Stage
 
 
 class Kind(enum.Enum):
-    """What an unfinished change does."""
+    """What a change does, as `nbdresize operations` names it."""
 
     CREATE_VM = "create_vm"
     DELETE_VM = "delete_vm"
     ADD_DISK = "add_disk"
     DELETE_DISK = "delete_disk"
     RESIZE_DISK = "resize_disk"
+    CHANGE_DISKS = "change_disks"
+    UPDATE_VM = "update_vm"
+    CREATE_SNAPSHOT = "create_snapshot"
+    DELETE_SNAPSHOT = "delete_snapshot"
+    ROLL_BACK = "roll_back"
+    ADD_IMAGE = "add_image"
+    DELETE_IMAGE = "delete_image"
+
+
+WHOLE_VM = frozenset({Kind.CREATE_VM, Kind.DELETE_VM})
+"""While such a change is unfinished, users see no VM."""
+
+
+class Action(enum.Enum):
+    """What becomes of one disk. ROLL_BACK puts another volume, which is `staged`, in the place of its own."""
+
+    ADD = "add"
+    RESIZE = "resize"
+    REMOVE = "remove"
+    ROLL_BACK = "roll_back"
 
 
 @dataclass(frozen=True)
-class ResizeIntent:
-    """The sizes of an unfinished resize, and what its outcome will say for a cause."""
+class Step:
+    """What an unfinished change does to one disk; a disk that is not there yet, or no longer, has the size 0."""
 
+    disk_id: int
+    action: Action
     old_size: int
     new_size: int
-    cause: Cause
+    cause: Cause = Cause.AS_REQUESTED
+    staged: str | None = None
 
     @property
     def grows(self) -> bool:
         return self.new_size > self.old_size
 
+    @property
+    def shrinks(self) -> bool:
+        return self.new_size < self.old_size
+
 
 @dataclass(frozen=True)
 class Intent:
-    """An unfinished change: of one disk, or of the whole VM where `disk_id` is None."""
+    """An unfinished change.
+
+    Until it is `committed`, users see all as it was before; from then on as it will be, and it is only ever finished.
+    """
 
     id: int
     operation: str
     kind: Kind
-    vm_id: int
-    disk_id: int | None
-    arguments: str
-    sizes: ResizeIntent | None = None
+    committed: bool
+    vm_id: int | None = None
+    snapshot_id: int | None = None
+    image_id: int | None = None
+    steps: tuple[Step, ...] = ()
 
     @property
-    def resize(self) -> ResizeIntent:
-        """The sizes of a resize; the ledger records them with each."""
-        if self.sizes is None:
-            raise StateUnusable(f"The ledger has no sizes for the unfinished {self.kind.value} {self.operation}")
-        return self.sizes
+    def only_grows(self) -> bool:
+        """Whether it can be finished forwards by whoever finds it, at any time, whoever is attached."""
+        return bool(self.steps) and all(step.action is Action.RESIZE and step.grows for step in self.steps)
+
+    @property
+    def label(self) -> str:
+        """What it does to a disk, for messages."""
+        return {Kind.RESIZE_DISK: "resize", Kind.ROLL_BACK: "rollback"}.get(self.kind, "change")
 
 
 @dataclass(frozen=True)
@@ -66,55 +99,62 @@ class Entry:
     """A VM as the ledger has it.
 
     `vm` is what users see. `disks` are all of its disks, also those being made or deleted, and `intents` the changes
-    that are under way, or were left by a killed process.
+    that are under way, or were left by a killed process. `promised` is what the disks are charged.
     """
 
     vm: VM
     disks: tuple[Disk, ...]
     intents: tuple[Intent, ...]
+    promised: int
 
     @property
     def account(self) -> Account:
-        return Account(self.vm.name, self.vm.budget, sum(disk.charged for disk in self.disks))
-
-    @property
-    def whole(self) -> Intent | None:
-        """The unfinished change that makes or deletes the VM itself."""
-        return next((intent for intent in self.intents if intent.disk_id is None), None)
+        return Account(self.vm.name, self.vm.budget, self.promised, self.vm.snapshot_space)
 
     @property
     def visible(self) -> bool:
-        return self.whole is None
+        return not any(intent.kind in WHOLE_VM for intent in self.intents)
 
     def disk(self, slot: int) -> Disk | None:
         """The disk in that slot, where users see one."""
         return next((disk for disk in self.vm.disks if disk.slot == slot), None)
 
-    def disk_by_id(self, disk_id: int | None) -> Disk:
+    def disk_by_id(self, disk_id: int) -> Disk:
         return next(disk for disk in self.disks if disk.id == disk_id)
 
     def intent_of(self, disk: Disk) -> Intent | None:
-        return next((intent for intent in self.intents if intent.disk_id == disk.id), None)
+        """The unfinished change that this disk is part of."""
+        return next((each for each in self.intents if any(step.disk_id == disk.id for step in each.steps)), None)
 
-    def free_slot(self) -> int | None:
-        """The first empty slot: one that is being emptied is not empty yet."""
-        taken = {disk.slot for disk in self.disks}
-        return next((slot for slot in range(MAX_DISKS) if slot not in taken), None)
+    def disks_of(self, intent: Intent) -> tuple[Disk, ...]:
+        """The disks that an intent is about."""
+        return tuple(self.disk_by_id(step.disk_id) for step in intent.steps)
 
 
 def read_vms(connection: sql.Connection, name: str | None = None) -> list[Entry]:
     """All VMs in the order of their names, or the one of that name where there is one."""
-    wanted = sql.select(schema.vms).order_by(schema.vms.c.name)
-    disks = sql.select(schema.disks).order_by(schema.disks.c.slot)
-    intents = sql.select(schema.intents)
+    vms, disks = schema.vms, schema.disks
+    wanted = sql.select(vms, schema.packages.c.name.label("package"), schema.packages.c.flexible)
+    wanted = wanted.add_columns(schema.packages.c.snapshot_limit).outerjoin(schema.packages).order_by(vms.c.name)
+    all_disks = sql.select(disks).order_by(disks.c.slot)
+    space = _snapshot_space()
+    one = None
     if name is not None:
-        wanted = wanted.where(schema.vms.c.name == name)
-        one = sql.select(schema.vms.c.id).where(schema.vms.c.name == name).scalar_subquery()
-        disks, intents = disks.where(schema.disks.c.vm_id == one), intents.where(schema.intents.c.vm_id == one)
-    disks_by_vm = _by_vm(connection.execute(disks).mappings().all())
-    intents_by_vm = _by_vm(connection.execute(intents).mappings().all())
+        wanted = wanted.where(vms.c.name == name)
+        one = sql.select(vms.c.id).where(vms.c.name == name).scalar_subquery()
+        all_disks = all_disks.where(disks.c.vm_id == one)
+        space = space.where(schema.snapshots.c.vm_id == one)
+    disks_by_vm = _grouped(connection.execute(all_disks).mappings(), "vm_id")
+    intents_by_vm: dict[int, list[Intent]] = {}
+    for intent in read_intents(connection, one):
+        if intent.vm_id is not None:
+            intents_by_vm.setdefault(intent.vm_id, []).append(intent)
+    snapshots = {row["vm_id"]: row for row in connection.execute(space).mappings()}
+    rules = switches.read(connection)
     return [
-        _entry(row, disks_by_vm.get(row["id"], []), [_intent(each) for each in intents_by_vm.get(row["id"], [])])
+        _entry(
+            row, disks_by_vm.get(row["id"], []), intents_by_vm.get(row["id"], []), snapshots.get(row["id"], {}), rules
+        )
         for row in connection.execute(wanted).mappings()
     ]
 
@@ -124,10 +164,48 @@ def read_vm(connection: sql.Connection, name: str) -> Entry | None:
     return next(iter(read_vms(connection, name)), None)
 
 
-def unfinished_vms(connection: sql.Connection) -> list[str]:
-    """The names of VMs that have unfinished changes."""
-    query = sql.select(schema.vms.c.name).join(schema.intents, schema.intents.c.vm_id == schema.vms.c.id).distinct()
-    return list(connection.scalars(query.order_by(schema.vms.c.name)))
+def read_intents(connection: sql.Connection, vm_id: sql.ScalarSelect[int] | None = None) -> list[Intent]:
+    """All unfinished changes, or those of one VM, the oldest first."""
+    intents, steps = schema.intents, schema.steps
+    wanted = sql.select(intents).order_by(intents.c.id)
+    if vm_id is not None:
+        wanted = wanted.where(intents.c.vm_id == vm_id)
+    rows = connection.execute(wanted).mappings().all()
+    if not rows:
+        return []
+    ids = [row["id"] for row in rows]
+    found = connection.execute(sql.select(steps).where(steps.c.intent_id.in_(ids))).mappings()
+    steps_by_intent = _grouped(found, "intent_id")
+    return [
+        Intent(
+            row["id"],
+            row["operation"],
+            Kind(row["kind"]),
+            row["committed"],
+            row["vm_id"],
+            row["snapshot_id"],
+            row["image_id"],
+            tuple(_step(each) for each in steps_by_intent.get(row["id"], [])),
+        )
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The names of VMs and of images that have unfinished changes."""
+
+    vms: list[str]
+    images: list[str]
+
+
+def unfinished(connection: sql.Connection) -> Unfinished:
+    """Which VMs and images have unfinished changes."""
+    vms, images, intents = schema.vms, schema.images, schema.intents
+    return Unfinished(
+        list(connection.scalars(sql.select(vms.c.name).where(vms.c.id.in_(sql.select(intents.c.vm_id))))),
+        list(connection.scalars(sql.select(images.c.name).where(images.c.id.in_(sql.select(intents.c.image_id))))),
+    )
 
 
 def vm_names(connection: sql.Connection) -> set[str]:
@@ -136,8 +214,9 @@ def vm_names(connection: sql.Connection) -> set[str]:
 
 
 def volume_names(connection: sql.Connection) -> set[str]:
-    """The volumes of all disks, seen or not."""
-    return set(connection.scalars(sql.select(schema.disks.c.volume)))
+    """Every volume that the ledger knows: of disks, seen or not, of snapshots, of images, and those that are staged."""
+    columns = (schema.disks.c.volume, schema.snapshot_disks.c.volume, schema.images.c.volume, schema.steps.c.staged)
+    return {name for column in columns for name in connection.scalars(sql.select(column)) if name is not None}
 
 
 def arguments_of(kind: Kind, **arguments: object) -> str:
@@ -145,141 +224,239 @@ def arguments_of(kind: Kind, **arguments: object) -> str:
     return json.dumps({"kind": kind.value, **arguments}, sort_keys=True)
 
 
-def outcome_of(connection: sql.Connection, operation: str, arguments: str) -> dict[str, Any] | None:
-    """What the operation of that id did, if it is done.
-
-    Raises InvalidArgument where that id belongs to an operation, done or unfinished, with other arguments.
-    """
-    done = schema.operations
-    row = connection.execute(sql.select(done).where(done.c.operation == operation)).mappings().first()
-    known = row["arguments"] if row else None
-    if row is None:
-        open_ = schema.intents
-        known = connection.scalar(sql.select(open_.c.arguments).where(open_.c.operation == operation))
-    if known is not None and known != arguments:
-        raise InvalidArgument(
-            f"Operation {operation} was another request", "give every request an id of its own, its retries the same"
-        )
-    return dict(json.loads(row["outcome"])) if row else None
-
-
 def insert_vm(
-    connection: sql.Connection, name: str, budget: int, owner: str | None, policy: ClientResize | None = None
+    connection: sql.Connection,
+    name: str,
+    budget: int,
+    owner: str | None,
+    *,
+    package: Package | None = None,
+    image: str | None = None,
+    image_space: int = 0,
 ) -> int:
-    values = {"name": name, "budget": budget, "owner": owner, "client_resize": policy.value if policy else None}
+    values = {
+        "name": name,
+        "budget": budget,
+        "owner": owner,
+        "package_id": package.id if package else None,
+        "image": image,
+        "image_space": image_space,
+        "protected": False,
+    }
     return int(connection.execute(sql.insert(schema.vms).values(values).returning(schema.vms.c.id)).scalar_one())
 
 
-def insert_disk(connection: sql.Connection, vm_id: int, slot: int, size: int, volume: str) -> int:
-    values = {"vm_id": vm_id, "slot": slot, "size": size, "generation": 1, "volume": volume}
+def update_vm(connection: sql.Connection, vm_id: int, **values: object) -> None:
+    """Set columns of a VM: budget, owner, package_id, protected."""
+    connection.execute(sql.update(schema.vms).where(schema.vms.c.id == vm_id).values(**values))
+
+
+def insert_disk(
+    connection: sql.Connection,
+    vm_id: int,
+    slot: int,
+    size: int,
+    volume: str,
+    *,
+    image: str | None = None,
+    minimum: int = 0,
+    disk_id: int | None = None,
+) -> int:
+    """A new disk; its id. `disk_id` brings back one that was deleted."""
+    values = {
+        "vm_id": vm_id,
+        "slot": slot,
+        "size": size,
+        "generation": 1,
+        "volume": volume,
+        "image": image,
+        "minimum": minimum,
+    }
+    if disk_id is not None:
+        values["id"] = disk_id
     return int(connection.execute(sql.insert(schema.disks).values(values).returning(schema.disks.c.id)).scalar_one())
 
 
-def set_size(connection: sql.Connection, disk: Disk, size: int) -> int:
+def set_size(connection: sql.Connection, disk_id: int, size: int) -> int:
     """Set the size that clients may use, and raise the generation; the new generation."""
     table = schema.disks
-    change = sql.update(table).where(table.c.id == disk.id).values(size=size, generation=table.c.generation + 1)
+    change = sql.update(table).where(table.c.id == disk_id).values(size=size, generation=table.c.generation + 1)
     return int(connection.execute(change.returning(table.c.generation)).scalar_one())
 
 
-def generation_of(connection: sql.Connection, disk: Disk) -> int:
-    query = sql.select(schema.disks.c.generation).where(schema.disks.c.id == disk.id)
-    return int(connection.execute(query).scalar_one())
+def delete_disks(connection: sql.Connection, disk_ids: Iterable[int]) -> None:
+    connection.execute(sql.delete(schema.disks).where(schema.disks.c.id.in_(list(disk_ids))))
 
 
-def set_budget(connection: sql.Connection, vm_id: int, budget: int) -> None:
-    connection.execute(sql.update(schema.vms).where(schema.vms.c.id == vm_id).values(budget=budget))
-
-
-def set_client_resize(connection: sql.Connection, vm_id: int, policy: ClientResize | None) -> None:
-    value = None if policy is None else policy.value
-    connection.execute(sql.update(schema.vms).where(schema.vms.c.id == vm_id).values(client_resize=value))
+def delete_vm(connection: sql.Connection, vm_id: int) -> None:
+    """Remove the record of a VM that has no disks and no snapshots, and its switches."""
+    switches.forget_vm(connection, vm_id)
+    connection.execute(sql.delete(schema.vms).where(schema.vms.c.id == vm_id))
 
 
 def open_intent(
     connection: sql.Connection,
-    operation: str,
+    operation: operations.Request,
     kind: Kind,
-    arguments: str,
-    vm_id: int,
-    disk_id: int | None = None,
     *,
-    resize: ResizeIntent | None = None,
+    vm_id: int | None = None,
+    steps: Sequence[Step] = (),
+    snapshot_id: int | None = None,
+    image_id: int | None = None,
+    committed: bool = False,
 ) -> Intent:
-    """Record what is about to be done."""
+    """Record what is about to be done, and that its operation runs."""
+    operations.begin(connection, operation)
     values = {
-        "operation": operation,
+        "operation": operation.id,
         "kind": kind.value,
         "vm_id": vm_id,
-        "disk_id": disk_id,
-        "old_size": resize.old_size if resize else None,
-        "new_size": resize.new_size if resize else None,
-        "cause": resize.cause if resize else None,
-        "arguments": arguments,
-        "started": int(time.time()),
+        "snapshot_id": snapshot_id,
+        "image_id": image_id,
+        "committed": committed,
     }
     added = sql.insert(schema.intents).values(values).returning(schema.intents.c.id)
     intent_id = int(connection.execute(added).scalar_one())
-    return Intent(intent_id, operation, kind, vm_id, disk_id, arguments, resize)
+    for step in steps:
+        row = {
+            "intent_id": intent_id,
+            "disk_id": step.disk_id,
+            "action": step.action.value,
+            "old_size": step.old_size,
+            "new_size": step.new_size,
+            "cause": step.cause,
+            "staged": step.staged,
+        }
+        connection.execute(sql.insert(schema.steps).values(row))
+    return Intent(intent_id, operation.id, kind, committed, vm_id, snapshot_id, image_id, tuple(steps))
 
 
-def drop_intent(connection: sql.Connection, intent_id: int) -> None:
-    """Close an intent that has been undone: as if it had never been asked for."""
-    connection.execute(sql.delete(schema.intents).where(schema.intents.c.id == intent_id))
+def commit_intent(connection: sql.Connection, intent: Intent) -> None:
+    """From here on the change is only ever finished."""
+    connection.execute(sql.update(schema.intents).where(schema.intents.c.id == intent.id).values(committed=True))
 
 
-def finish(connection: sql.Connection, intent_id: int, outcome: Mapping[str, object]) -> None:
+def finish(
+    connection: sql.Connection, intent: Intent, outcome: Mapping[str, object], stages: Sequence[Stage] = ()
+) -> None:
     """Close an intent that has been done, and remember its outcome for a retry."""
-    table = schema.intents
-    row = connection.execute(sql.select(table).where(table.c.id == intent_id)).mappings().one()
-    drop_intent(connection, intent_id)
-    remember(connection, row["operation"], row["arguments"], outcome)
+    _forget_intent(connection, intent)
+    operations.done(connection, intent.operation, outcome, stages)
 
 
-def remember(connection: sql.Connection, operation: str, arguments: str, outcome: Mapping[str, object]) -> None:
-    """Keep the outcome of a finished operation for a retry; forget those of long ago."""
-    now = int(time.time())
-    done = schema.operations
-    connection.execute(sql.delete(done).where(done.c.finished < now - REMEMBERED_SECONDS))
-    values = {"operation": operation, "arguments": arguments, "outcome": json.dumps(outcome), "finished": now}
-    connection.execute(sql.insert(done).values(values))
+def drop_intent(connection: sql.Connection, intent: Intent, why: BaseException | None = None) -> None:
+    """Close an intent that has been undone: a retry of its operation begins anew.
+
+    `why` it was; None where its process was killed.
+    """
+    _forget_intent(connection, intent)
+    operations.failed(connection, intent.operation, why)
 
 
-def delete_disks(connection: sql.Connection, disk_ids: Sequence[int]) -> None:
-    connection.execute(sql.delete(schema.disks).where(schema.disks.c.id.in_(disk_ids)))
+def end_step(connection: sql.Connection, intent: Intent, disk_id: int, why: BaseException) -> None:
+    """Take one disk out of an unfinished change; the change ends where that was its last."""
+    connection.execute(sql.delete(schema.steps).where(schema.steps.c.disk_id == disk_id))
+    if all(step.disk_id == disk_id for step in intent.steps):
+        drop_intent(connection, intent, why)
 
 
-def delete_vm(connection: sql.Connection, vm_id: int) -> None:
-    connection.execute(sql.delete(schema.vms).where(schema.vms.c.id == vm_id))
+def detach(connection: sql.Connection, intent: Intent) -> None:
+    """Let what an intent is about be forgotten, in the transaction that closes it."""
+    gone = {"vm_id": None, "snapshot_id": None, "image_id": None}
+    connection.execute(sql.update(schema.intents).where(schema.intents.c.id == intent.id).values(gone))
 
 
-def _by_vm(rows: Sequence[Mapping[Any, Any]]) -> dict[int, list[Mapping[Any, Any]]]:
+def _forget_intent(connection: sql.Connection, intent: Intent) -> None:
+    connection.execute(sql.delete(schema.steps).where(schema.steps.c.intent_id == intent.id))
+    connection.execute(sql.delete(schema.intents).where(schema.intents.c.id == intent.id))
+
+
+def _snapshot_space() -> sql.Select[Any]:
+    """What the snapshots of each VM are charged, and how many there are."""
+    snapshots, disks = schema.snapshots, schema.snapshot_disks
+    return (
+        sql.select(
+            snapshots.c.vm_id,
+            sql.func.coalesce(sql.func.sum(disks.c.space), 0).label("space"),
+            sql.func.count(snapshots.c.id.distinct()).label("count"),
+        )
+        .outerjoin(disks, disks.c.snapshot_id == snapshots.c.id)
+        .group_by(snapshots.c.vm_id)
+    )
+
+
+def _grouped(rows: Iterable[Mapping[Any, Any]], key: str) -> dict[int, list[Mapping[Any, Any]]]:
     grouped: dict[int, list[Mapping[Any, Any]]] = {}
     for row in rows:
-        grouped.setdefault(row["vm_id"], []).append(row)
+        grouped.setdefault(row[key], []).append(row)
     return grouped
 
 
-def _intent(row: Mapping[Any, Any]) -> Intent:
-    kind, sizes = Kind(row["kind"]), None
-    if kind is Kind.RESIZE_DISK:
-        sizes = ResizeIntent(row["old_size"], row["new_size"], Cause(row["cause"]))
-    return Intent(row["id"], row["operation"], kind, row["vm_id"], row["disk_id"], row["arguments"], sizes)
+def _step(row: Mapping[Any, Any]) -> Step:
+    action, cause = Action(row["action"]), Cause(row["cause"])
+    return Step(row["disk_id"], action, row["old_size"], row["new_size"], cause, row["staged"])
 
 
-def _entry(row: Mapping[Any, Any], disk_rows: Sequence[Mapping[Any, Any]], intents: Sequence[Intent]) -> Entry:
-    by_disk = {intent.disk_id: intent for intent in intents}
-    disks = tuple(_disk(row["name"], each, by_disk.get(each["id"])) for each in disk_rows)
-    hidden = {intent.disk_id for intent in intents if intent.kind is not Kind.RESIZE_DISK}
-    shown = tuple(disk for disk in disks if disk.id not in hidden)
-    reserved = sum(disk.charged for disk in disks if disk.id in hidden)
-    policy = ClientResize(row["client_resize"]) if row["client_resize"] is not None else None
-    vm = VM(row["id"], row["name"], row["budget"], shown, row["owner"], reserved, policy)
-    return Entry(vm, disks, tuple(intents))
+def _entry(
+    row: Mapping[Any, Any],
+    disk_rows: Sequence[Mapping[Any, Any]],
+    intents: Sequence[Intent],
+    snapshots: Mapping[Any, Any],
+    rules: switches.Rules,
+) -> Entry:
+    changing = {step.disk_id: (intent, step) for intent in intents for step in intent.steps}
+    disks = tuple(_disk(row["name"], each, changing.get(each["id"])) for each in disk_rows)
+    shown = tuple(disk for disk in disks if not _hidden(changing.get(disk.id)))
+    promised = sum(disk.size for disk in disks if disk.id not in changing)
+    promised += sum(_larger(intent.steps) for intent in intents)
+    flexible, limit = row["flexible"], row["snapshot_limit"]
+    vm = VM(
+        row["id"],
+        row["name"],
+        row["budget"],
+        shown,
+        row["owner"],
+        promised - sum(disk.size for disk in shown),
+        rules.client_resize_of(row["id"]),
+        snapshots.get("space", 0),
+        snapshots.get("count", 0),
+        row["package"],
+        row["image"],
+        row["image_space"],
+        row["protected"],
+        True if flexible is None else flexible,
+        MAX_SNAPSHOTS if limit is None else limit,
+        rules.allowed(row["id"], row["owner"]),
+    )
+    return Entry(vm, disks, tuple(intents), promised)
 
 
-def _disk(vm: str, row: Mapping[Any, Any], intent: Intent | None) -> Disk:
+def _larger(steps: Sequence[Step]) -> int:
+    """What a change is charged while it goes on: it ends at its old sizes or at its new ones, never in between."""
+    return max(sum(step.old_size for step in steps), sum(step.new_size for step in steps))
+
+
+def _hidden(change: tuple[Intent, Step] | None) -> bool:
+    """Whether users don't see the disk: it is not there yet, or not any more."""
+    if change is None:
+        return False
+    intent, step = change
+    return step.action is (Action.REMOVE if intent.committed else Action.ADD)
+
+
+def _disk(vm: str, row: Mapping[Any, Any], change: tuple[Intent, Step] | None) -> Disk:
     pending = None
-    if intent is not None and intent.sizes is not None:
-        pending = intent.sizes.new_size if row["size"] == intent.sizes.old_size else intent.sizes.old_size
-    return Disk(row["id"], vm, row["slot"], row["size"], row["generation"], row["volume"], pending)
+    if change is not None and change[1].action in (Action.RESIZE, Action.ROLL_BACK):
+        step = change[1]
+        pending = step.new_size if row["size"] == step.old_size else step.old_size
+    return Disk(
+        row["id"],
+        vm,
+        row["slot"],
+        row["size"],
+        row["generation"],
+        row["volume"],
+        pending,
+        row["image"],
+        row["minimum"],
+    )

@@ -1,8 +1,9 @@
-"""Unfinished changes of killed processes: finished forwards or undone, with nobody repairing anything by hand.
+"""Doing and undoing changes of volumes; so also unfinished changes of killed processes, with nobody repairing by hand.
 
-A creation is undone; a deletion, a grow and a shrink are finished. A grow that can't be finished (the pool is full)
-is undone. Whatever fails here stays open, its reservation stands, and the next operation on the VM tries again; so
-does a resize whose volume is gone, since its file system may be mounted again. Deleting the disk ends it.
+A change that makes something new is undone; one that only grows disks, and one that is committed, is finished. A grow
+that can't be finished (the pool is full) is undone. Whatever fails here stays open, its reservation stands, and the
+next operation on the VM tries again; so does a resize whose volume is gone, since its file system may be mounted
+again. Deleting the disk ends it.
 """
 
 import os
@@ -11,16 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import sqlalchemy as sql
-
-from nbdresize.control import admin_client, locks, names, records
+from nbdresize.control import admin_client, catalog_records, intents, locks, names, records, snapshot_records
 from nbdresize.control.leases import lease_path
 from nbdresize.control.locks import SUFFIX
-from nbdresize.control.model import Disk
-from nbdresize.control.records import Entry, Intent, Kind
+from nbdresize.control.model import Disk, Stage
+from nbdresize.control.records import WHOLE_VM, Action, Entry, Intent, Kind, Step
 from nbdresize.control.site import Site
 from nbdresize.errors import NbdresizeError, ResourceInUse, VolumeFailed
-from nbdresize.storage.volume import Volume
 
 WAIT = 10.0
 """Seconds to wait for another change of the same VM to end."""
@@ -28,10 +26,15 @@ WAIT = 10.0
 
 @dataclass(frozen=True)
 class Change:
-    """The right to change a VM. `unfinished` are earlier changes that could not be completed, by disk, and why."""
+    """The right to change a VM. `unfinished` are earlier changes that could not be completed, and why."""
 
     lock: locks.FileLock
-    unfinished: Mapping[int | None, NbdresizeError]
+    unfinished: Mapping[Intent, NbdresizeError]
+
+    @property
+    def of_the_vm(self) -> NbdresizeError | None:
+        """Why an earlier creation or deletion of the VM itself could not be completed."""
+        return next((error for intent, error in self.unfinished.items() if intent.kind in WHOLE_VM), None)
 
 
 @contextmanager
@@ -47,19 +50,40 @@ def changing(site: Site, vm: str, wait: float = WAIT, wanted: Callable[[], bool]
             _forget_lock(site, vm, lock)
 
 
+@contextmanager
+def changing_image(site: Site, image: str, *, exclusive: bool = True) -> Iterator[None]:
+    """Hold the lock of an image; shared while a disk is made from it. Unfinished changes of it are completed."""
+    with locks.lock_image(site.state.locks, image, WAIT, exclusive=exclusive) as lock:
+        if exclusive:
+            with site.ledger.reading() as connection:
+                found = catalog_records.read_image(connection, image)
+                unfinished = records.read_intents(connection)
+            for intent in unfinished:
+                if found is not None and intent.image_id == found.id:
+                    complete(site, None, intent)
+        try:
+            yield
+        finally:
+            if exclusive:
+                _forget_image_lock(site, image, lock)
+
+
 def recover_all(site: Site) -> None:
-    """Complete what killed processes have left, except on VMs that somebody is changing now.
+    """Complete what killed processes have left, except on VMs and images that somebody is changing now.
 
     What can't be completed is no reason to refuse other work: the next operation on that VM says so.
     """
     files = _lock_files(site.state.locks), _lock_files(site.state.leases)
     with site.ledger.reading() as connection:
-        unfinished = records.unfinished_vms(connection)
+        unfinished = records.unfinished(connection)
         # Files are made after their record and listed here before it is read: one without a record has outlived it.
         unknown_vms = files[0] - records.vm_names(connection)
         unknown_volumes = files[1] - records.volume_names(connection)
-    for vm in {*unfinished, *filter(names.is_vm_name, unknown_vms)}:
+    for vm in {*unfinished.vms, *filter(names.is_vm_name, unknown_vms)}:
         with suppress(NbdresizeError), changing(site, vm, wait=0):
+            pass
+    for image in unfinished.images:
+        with suppress(NbdresizeError), changing_image(site, image):
             pass
     for volume in unknown_volumes:
         with suppress(OSError):
@@ -72,126 +96,167 @@ def _lock_files(directory: Path) -> set[str]:
     return set()
 
 
-def recover_vm(site: Site, vm: str) -> dict[int | None, NbdresizeError]:
+def recover_vm(site: Site, vm: str) -> dict[Intent, NbdresizeError]:
     """Complete the unfinished changes of `vm`, whose lock the caller holds; those that fail, and why."""
     with site.ledger.reading() as connection:
         entry = records.read_vm(connection, vm)
-    failures: dict[int | None, NbdresizeError] = {}
-    completed = []
+    failures: dict[Intent, NbdresizeError] = {}
+    completed: list[str] = []
     for intent in entry.intents if entry else ():
         assert entry is not None
         try:
-            _complete(site, entry, intent)
-            completed += [disk.export_name for disk in disks_of(entry, intent)]
+            complete(site, entry, intent)
+            completed += [disk.export_name for disk in entry.disks_of(intent)]
         except NbdresizeError as error:
-            failures[intent.disk_id] = error
+            failures[intent] = error
     if completed:
         admin_client.publish(site.state, completed)
     return failures
 
 
-def _complete(site: Site, entry: Entry, intent: Intent) -> None:
-    if intent.kind in (Kind.CREATE_VM, Kind.ADD_DISK):
-        undo_creation(site, entry, intent)
-    elif intent.kind in (Kind.DELETE_VM, Kind.DELETE_DISK):
-        finish_deletion(site, entry, intent)
+def complete(site: Site, entry: Entry | None, intent: Intent) -> None:
+    """Finish or undo a change whose process was killed, or which failed."""
+    if intent.committed:
+        finish(site, entry, intent)
+    elif intent.only_grows:
+        try:
+            grow(site, entry, intent)
+        except NbdresizeError as error:
+            undo(site, entry, intent, error)
+        else:
+            with site.ledger.deciding() as connection:
+                intents.commit(connection, intent)
+                intents.close(connection, intent)
     else:
-        _complete_resize(site, entry, intent)
+        undo(site, entry, intent, None)
 
 
-def undo_creation(site: Site, entry: Entry, intent: Intent) -> None:
-    """Remove what was made of new disks, the volumes before the records of them."""
-    remove_disks(site, entry, intent)
+def grow(
+    site: Site, entry: Entry | None, intent: Intent, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
+    """Make the volumes longer that a change grows. Nobody may use the new range before it is committed."""
+    for disk, step in _changed(entry, intent):
+        if step.action is Action.RESIZE and step.grows:
+            site.pool.volume(disk.volume).grow(step.new_size, progress)
+
+
+def finish(site: Site, entry: Entry | None, intent: Intent, stages: tuple[Stage, ...] = ()) -> None:
+    """Do what is left of a committed change: cut, replace and delete volumes; then close it."""
+    for disk, step in _changed(entry, intent):
+        if step.action is Action.RESIZE and step.shrinks:
+            site.pool.volume(disk.volume).shrink(step.new_size)
+        elif step.action is Action.ROLL_BACK and step.staged is not None:
+            site.pool.replace(disk.volume, step.staged)
+        elif step.action is Action.REMOVE:
+            _remove(site, disk)
+    if intent.kind in (Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE):
+        for volume in _stored(site, entry, intent):
+            site.pool.delete(volume)
+    spaces = _settled(site, entry, intent) if intent.kind is Kind.DELETE_SNAPSHOT else {}
     with site.ledger.deciding() as connection:
-        records.drop_intent(connection, intent.id)
-        _forget(connection, entry, intent)
+        snapshot_records.set_spaces(connection, spaces)
+        intents.close(connection, intent, stages)
 
 
-def finish_deletion(site: Site, entry: Entry, intent: Intent) -> None:
-    """Remove the disks that a deletion names, the volumes before the records of them."""
-    remove_disks(site, entry, intent)
-    with site.ledger.deciding() as connection:
-        records.finish(connection, intent.id, {})
-        _forget(connection, entry, intent)
+def undo(site: Site, entry: Entry | None, intent: Intent, why: BaseException | None) -> None:
+    """Put everything back that an uncommitted change has done, the volumes before the records of them.
 
-
-def remove_disks(site: Site, entry: Entry, intent: Intent) -> None:
-    """Remove the volumes and lease files of the disks of a creation or deletion, as far as there are any."""
-    for disk in disks_of(entry, intent):
-        site.pool.delete(disk.volume)
-        with suppress(OSError):
-            site.lease(disk).unlink(missing_ok=True)
-
-
-def finish_resize(site: Site, disk: Disk, intent: Intent) -> int:
-    """Record that the volume has its new size, and that clients may use it; the disk's generation."""
-    sizes = intent.resize
-    with site.ledger.deciding() as connection:
-        if sizes.grows:
-            generation = records.set_size(connection, disk, sizes.new_size)
-        else:  # set before the volume was cut
-            generation = records.generation_of(connection, disk)
-        outcome = {
-            "old_size": sizes.old_size,
-            "size": sizes.new_size,
-            "generation": generation,
-            "cause": sizes.cause,
-        }
-        records.finish(connection, intent.id, outcome)
-    return generation
-
-
-def undo_grow(site: Site, intent: Intent, volume: Volume) -> None:
-    """Give back what a failed grow reserved, once the volume is known to be at its old size.
-
-    Raises VolumeFailed where it is not; the intent then stays open.
+    Raises VolumeFailed where a volume is not known to be as it was; the change then stays open, with its reservation.
     """
-    old_size = intent.resize.old_size
+    for disk, step in _changed(entry, intent):
+        if step.action is Action.ADD:
+            _remove(site, disk)
+        elif step.action is Action.ROLL_BACK and step.staged is not None:
+            site.pool.delete(step.staged)
+        elif step.action is Action.RESIZE and step.grows:
+            _cut_back(site, disk, step.old_size)
+    if intent.kind in (Kind.CREATE_SNAPSHOT, Kind.ADD_IMAGE):
+        for volume in _stored(site, entry, intent):
+            site.pool.delete(volume)
+    if intent.kind is Kind.CREATE_SNAPSHOT and entry is not None:
+        stop_marking(site, entry.disks)
+    with site.ledger.deciding() as connection:
+        intents.undo(connection, intent, why)
+
+
+def take_back(site: Site, entry: Entry, intent: Intent, why: BaseException) -> bool:
+    """Take a committed change back none of whose volumes has been cut or deleted; whether that could be done.
+
+    Not where anything has become larger, since somebody may use that already. A volume that is not known to be at its
+    old size leaves the change open.
+    """
+    changed = list(_changed(entry, intent))
+    if any(step.action is Action.ROLL_BACK or step.grows for _, step in changed):
+        return False
+    with suppress(NbdresizeError):
+        if all(site.pool.volume(disk.volume).size() == step.old_size for disk, step in changed):
+            with site.ledger.deciding() as connection:
+                intents.take_back(connection, intent, why)
+            return True
+    return False
+
+
+def stop_marking(site: Site, disks: tuple[Disk, ...]) -> None:
+    """Remove the write maps of a snapshot that is not being made any more, and tell the servers."""
+    maps = [site.state.write_map(disk.volume) for disk in disks]
+    there = [path for path in maps if path.exists()]
+    for path in there:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    if there:
+        admin_client.publish(site.state, [disk.export_name for disk in disks])
+
+
+def _changed(entry: Entry | None, intent: Intent) -> Iterator[tuple[Disk, Step]]:
+    for step in intent.steps:
+        assert entry is not None  # steps are about disks, and those about a VM
+        yield entry.disk_by_id(step.disk_id), step
+
+
+def _remove(site: Site, disk: Disk) -> None:
+    """Remove the volume and the lease file of a disk, as far as they are there."""
+    site.pool.delete(disk.volume)
+    with suppress(OSError):
+        site.lease(disk).unlink(missing_ok=True)
+
+
+def _cut_back(site: Site, disk: Disk, old_size: int) -> None:
+    volume = site.pool.volume(disk.volume)
     if volume.size() != old_size:
         volume.shrink(old_size)
     if volume.size() != old_size:
         raise VolumeFailed(f"{volume.path} did not go back to {old_size} bytes", "the next resize tries again")
-    with site.ledger.deciding() as connection:
-        records.drop_intent(connection, intent.id)
 
 
-def undo_shrink(site: Site, disk: Disk, intent: Intent, volume: Volume) -> None:
-    """Give the disk its old size back after a truncation that did not happen.
-
-    Raises VolumeFailed where the volume is not known to be at its old size; the intent then stays open.
-    """
-    old_size = intent.resize.old_size
-    if volume.size() != old_size:
-        raise VolumeFailed(f"{volume.path} is neither shrunk nor whole", "the next resize tries again")
-    with site.ledger.deciding() as connection:
-        records.set_size(connection, disk, old_size)
-        records.drop_intent(connection, intent.id)
-
-
-def _complete_resize(site: Site, entry: Entry, intent: Intent) -> None:
-    disk = entry.disk_by_id(intent.disk_id)
-    volume = site.pool.volume(disk.volume)
-    if intent.resize.grows:
-        try:
-            volume.grow(intent.resize.new_size)
-        except NbdresizeError:
-            undo_grow(site, intent, volume)
-            return
-    else:
-        volume.shrink(intent.resize.new_size)
-    finish_resize(site, disk, intent)
+def _stored(site: Site, entry: Entry | None, intent: Intent) -> list[str]:
+    """The volumes of the snapshots, or of the image, that a change is about."""
+    with site.ledger.reading() as connection:
+        if intent.image_id is not None:
+            image = catalog_records.read_image_by_id(connection, intent.image_id)
+            return [image.volume] if image else []
+        if entry is None:
+            return []
+        found = snapshot_records.read_snapshots(connection, entry.vm.id, entry.vm.name)
+    ours = [each for each in found if intent.kind is Kind.DELETE_VM or each.id == intent.snapshot_id]
+    return [disk.volume for snapshot in ours for disk in snapshot.disks]
 
 
-def disks_of(entry: Entry, intent: Intent) -> tuple[Disk, ...]:
-    """The disks that an intent is about: one, or all of the VM's."""
-    return entry.disks if intent.disk_id is None else (entry.disk_by_id(intent.disk_id),)
-
-
-def _forget(connection: sql.Connection, entry: Entry, intent: Intent) -> None:
-    """Remove the records of the disks that an intent is about, and of the VM where it is about that."""
-    records.delete_disks(connection, [disk.id for disk in disks_of(entry, intent)])
-    if intent.disk_id is None:
-        records.delete_vm(connection, entry.vm.id)
+def _settled(site: Site, entry: Entry | None, intent: Intent) -> dict[str, int]:
+    """What the snapshots that are left are charged, by volume: some now hold blocks that the deleted one held too."""
+    assert entry is not None
+    with site.ledger.reading() as connection:
+        found = snapshot_records.read_snapshots(connection, entry.vm.id, entry.vm.name)
+    deleted = {disk.disk_id for snapshot in found if snapshot.id == intent.snapshot_id for disk in snapshot.disks}
+    spaces: dict[str, int] = {}
+    for disk_id in deleted:
+        volumes = [
+            disk.volume
+            for snapshot in found
+            for disk in snapshot.disks
+            if disk.disk_id == disk_id and snapshot.id != intent.snapshot_id
+        ]
+        spaces |= zip(volumes, site.pool.spaces(volumes), strict=True)
+    return spaces
 
 
 def _forget_lock(site: Site, vm: str, lock: locks.FileLock) -> None:
@@ -203,18 +268,27 @@ def _forget_lock(site: Site, vm: str, lock: locks.FileLock) -> None:
             lock.remove_file()
 
 
+def _forget_image_lock(site: Site, image: str, lock: locks.FileLock) -> None:
+    with suppress(NbdresizeError, OSError):
+        with site.ledger.reading() as connection:
+            gone = catalog_records.read_image(connection, image) is None
+        if gone:
+            lock.remove_file()
+
+
 def held_up(disk: Disk, change: Change) -> None:
     """Raises what keeps an earlier change of the disk from being completed, if there is one."""
-    failure = change.unfinished.get(disk.id)
-    if failure is not None:
-        raise type(failure)(
-            f"An earlier resize of {disk.export_name} could not be completed: {failure.problem}", failure.way_out
-        )
+    for intent, failure in change.unfinished.items():
+        if any(step.disk_id == disk.id for step in intent.steps):
+            raise type(failure)(
+                f"An earlier {intent.label} of {disk.export_name} could not be completed: {failure.problem}",
+                failure.way_out,
+            )
 
 
 def name_taken(vm: str, change: Change) -> ResourceInUse:
     """What to raise where a VM of that name exists, seen or not."""
-    failure = change.unfinished.get(None)
+    failure = change.of_the_vm
     if failure is not None:
         return ResourceInUse(f"The remains of an earlier VM {vm} can't be removed: {failure.problem}", failure.way_out)
     return ResourceInUse(f"There is a VM {vm} already", "choose another name, or delete that one first")
