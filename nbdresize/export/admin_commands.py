@@ -115,7 +115,7 @@ class AdminCommands:
         """
         names, seconds = _names(message), message.get("seconds")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_HOLD:
-            raise InvalidArgument("That is no time to hold replies back for", f"give up to {LONGEST_HOLD:g} seconds")
+            raise InvalidArgument("That is no time to hold replies back for", f"give up to {LONGEST_HOLD:g} s")
         if self._freeze is not None:
             raise InvalidArgument("This connection holds replies back already", "send thaw first")
         self._freeze = self._exports.freeze(names, seconds)

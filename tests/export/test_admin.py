@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -286,3 +287,75 @@ def test_a_directory_that_can_not_hold_it_is_told_of(tmp_path: Path, exports: Ex
     for directory in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(StateUnusable, match="admin socket"):
             AdminSocket(directory, exports, INFO)
+
+
+# Holding replies back
+
+
+class Asker(admin_client.Conversation):
+    """Somebody who asks over one connection."""
+
+    def __init__(self, admin: AdminSocket) -> None:
+        super().__init__(admin.path, time.monotonic() + LONG)
+
+    def __call__(self, command: str, **message: Any) -> dict[str, Any]:
+        deadline = time.monotonic() + LONG
+        self.tell({"command": command, **message}, deadline)
+        return self.answer(deadline)
+
+
+def test_replies_are_held_back_from_freeze_to_thaw(admin: AdminSocket, exports: Exports) -> None:
+    disk = exports.open("web1/disk0")
+    hold = disk.backing.hold
+    with Asker(admin) as asker:
+        reply = asker("freeze", exports=["web1/disk0", "web1/disk1", "nothing"], seconds=1)
+        assert reply == {"ok": True, "open": ["web1/disk0"]}
+        assert hold.on
+        late = exports.open("web1/disk1@size")
+        assert late.backing.hold.on
+        assert asker("thaw") == {"ok": True, "held": True}
+        assert not hold.on and not late.backing.hold.on
+    for export in (disk, late):
+        exports.close(export)
+
+
+def test_a_hold_that_has_run_out_is_told(admin: AdminSocket) -> None:
+    with Asker(admin) as asker:
+        assert asker("freeze", exports=["web1/disk0"], seconds=0.000001)["ok"]
+        assert asker("thaw") == {"ok": True, "held": False}
+        assert asker("freeze", exports=["web1/disk0"], seconds=1.0)["ok"]
+        assert asker("thaw")["held"]
+
+
+def test_a_hold_ends_with_the_connection_of_who_asked(admin: AdminSocket, exports: Exports) -> None:
+    disk = exports.open("web1/disk0")
+    with Asker(admin) as asker:
+        asker("freeze", exports=["web1/disk0"], seconds=1.0)
+        assert disk.backing.hold.on
+    until(lambda: not disk.backing.hold.on, 0.9, "the hold to end")
+    exports.close(disk)
+
+
+def test_what_makes_no_hold_is_refused(admin: AdminSocket) -> None:
+    with Asker(admin) as asker:
+        for seconds in (0, -1, 1.01, 10**400, float("nan"), float("inf"), "1", None, True, [1]):
+            reply = asker("freeze", exports=["web1/disk0"], seconds=seconds)
+            assert not reply["ok"] and "up to 1 s" in reply["error"], seconds
+        assert not asker("freeze", exports="web1/disk0", seconds=1)["ok"]
+        assert not asker("freeze", exports=["web1/disk0"])["ok"]
+        assert not asker("thaw")["ok"]
+        assert asker("freeze", exports=[], seconds=1)["ok"]
+        assert "thaw first" in asker("freeze", exports=[], seconds=1)["error"]
+
+
+def test_others_are_answered_during_a_hold(admin: AdminSocket, exports: Exports) -> None:
+    dropped = threading.Event()
+    disk = exports.open("web1/disk0", client=Client(drop=dropped.set))
+    with Asker(admin) as asker:
+        asker("freeze", exports=["web1/disk0"], seconds=1.0)
+        assert ask(admin, "sizes", exports=["web1/disk0"])["clients"] == 1
+        assert len(ask(admin, "clients")["clients"]) == 1
+        assert ask(admin, "drop", exports=["web1/disk0"])["dropped"] == 1
+        assert dropped.is_set()
+        assert asker("thaw")["held"]
+    exports.close(disk)
