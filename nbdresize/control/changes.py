@@ -108,15 +108,6 @@ def decide_changes(
     )
 
 
-def decide_resize(
-    account: Account, what: str, current: int, request: SizeRequest, options: ResizeOptions, minimum: int = 0
-) -> Decision:
-    """The size that one disk of `current` bytes gets. Raises as decide_changes."""
-    changes = DiskChanges(update=(DiskUpdate(0, request),))
-    decided = decide_changes(account, {0: DiskTerms(what, current, minimum)}, changes, options=options)
-    return decided.update[0][2]
-
-
 def check_changes(changes: DiskChanges, options: ResizeOptions = _DEFAULT_OPTIONS, *, from_image: bool = False) -> None:
     """Raises InvalidArgument where the changes make no sense, whatever the VM: looked at before anything else.
 
@@ -186,7 +177,7 @@ def _check_limits(wish: _Wish, options: ResizeOptions) -> None:
             f"{wish.name} at {format_size(wish.size)} would be more than the largest disk, {format_size(MAX_SIZE)}",
             "ask for less",
         )
-    if wish.size < wish.minimum and (not wish.old or wish.size < wish.old):
+    if wish.size < wish.minimum:
         raise InvalidArgument(
             f"{wish.name} at {format_size(wish.size)} would be smaller than its image, {format_size(wish.minimum)}",
             f"give at least {format_size(wish.minimum)}",

@@ -33,7 +33,7 @@ class PoolTerms:
 
         Whatever promises nothing more is fine, also where too much is promised already.
         """
-        if self.free is None or self.ratio is None or more <= 0 or more <= self.free:
+        if self.free is None or self.ratio is None or more <= self.free:
             return
         free = format_size(self.free) if self.free else "nothing"
         times = "" if self.ratio == 1 else f" {shown_ratio(self.ratio)} times"

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdresize.control.budget import Account, check_budget, largest
-from nbdresize.control.changes import decide_resize
-from nbdresize.control.model import ResizeOptions
+from nbdresize.control.changes import Decision, DiskTerms, decide_changes
+from nbdresize.control.model import DiskChanges, DiskUpdate
 from nbdresize.errors import InsufficientSpace, InvalidArgument
 from nbdresize.units import GRANULARITY, MAX_SIZE, SizeRequest
 
@@ -16,6 +16,12 @@ HUGE = pytest.param(10**5000, id="more digits than Python prints")
 
 whole = st.integers(1, BLOCKS).map(lambda blocks: blocks * GRANULARITY)
 some = st.integers(0, BLOCKS * GRANULARITY)
+
+
+def resized(account: Account, current: int, request: SizeRequest) -> Decision:
+    """What web1/disk0 gets that changes alone."""
+    wanted = DiskChanges(update=(DiskUpdate(0, request),))
+    return decide_changes(account, {0: DiskTerms("web1/disk0", current)}, wanted).update[0][2]
 
 
 @given(budget=some, disks=some, snapshots=some)
@@ -34,9 +40,9 @@ def test_the_largest_size_is_granted_and_one_block_more_is_not(
 ) -> None:
     account = Account("vm", budget, current + used, snapshots)
     most = largest(account, current)
-    assert decide_resize(account, "d", current, SizeRequest(exact=most), ResizeOptions()).size == most
+    assert resized(account, current, SizeRequest(exact=most)).size == most
     with pytest.raises(InsufficientSpace):
-        decide_resize(account, "d", current, SizeRequest(exact=most + GRANULARITY), ResizeOptions())
+        resized(account, current, SizeRequest(exact=most + GRANULARITY))
 
 
 def test_the_end_of_numbers_is_no_way_around_the_budget() -> None:
@@ -55,13 +61,7 @@ def refused(account: Account, what: str = "web1/disk0", needed: int = 500 * GIB)
 
 def test_a_refusal_says_what_was_needed_what_is_free_and_the_way_out() -> None:
     with pytest.raises(InsufficientSpace) as caught:
-        decide_resize(
-            Account("web1", 100 * GIB, 50 * GIB),
-            "web1/disk0",
-            30 * GIB,
-            SizeRequest(relative=500 * GIB),
-            ResizeOptions(),
-        )
+        resized(Account("web1", 100 * GIB, 50 * GIB), 30 * GIB, SizeRequest(relative=500 * GIB))
     assert (
         caught.value.problem == "web1/disk0 at 530 GiB needs 500 GiB more, but VM web1 has 50 GiB free of its 100 GiB"
     )
@@ -87,7 +87,7 @@ def test_a_refusal_says_what_snapshots_take_and_that_they_can_go() -> None:
 
 
 def test_a_refusal_names_the_smallest_package_that_would_do() -> None:
-    packages = {"small": 100 * GIB, "huge": 5000 * GIB, "large": 600 * GIB}
+    packages = {"small": 100 * GIB, "nearly": 549 * GIB, "huge": 5000 * GIB, "large": 550 * GIB}
     error = refused(Account("web1", 100 * GIB, 50 * GIB, packages=packages))
     assert "change to a larger package with nbdresize vm update web1 --package large" in error.way_out
     assert "--disk-space" not in error.way_out

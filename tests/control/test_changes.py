@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from nbdresize.control.budget import Account
-from nbdresize.control.changes import Decided, Decision, DiskTerms, check_changes, decide_changes, decide_resize
+from nbdresize.control.changes import Decided, Decision, DiskTerms, check_changes, decide_changes
 from nbdresize.control.model import Cause, DiskChanges, DiskUpdate, ResizeOptions
 from nbdresize.errors import (
     InsufficientSpace,
@@ -24,6 +24,8 @@ BLOCKS = 12
 """Budgets of a few blocks, so that the oracle can try everything; arithmetic does not change with size."""
 
 GIB = 1 << 30
+
+NOTHING_SPECIAL = ResizeOptions()
 
 odd = st.integers(-GRANULARITY, BLOCKS * GRANULARITY + 1)
 small = st.integers(1, 4).map(lambda blocks: blocks * GRANULARITY)
@@ -259,6 +261,14 @@ def test_space_moves_from_one_disk_to_another_in_one_request(disks: dict[int, Di
     assert decide_changes(account, disks, rest).update == decided.update
 
 
+def resized(account: Account, current: int, request: SizeRequest, how: ResizeOptions = NOTHING_SPECIAL) -> Decision:
+    """What one disk gets that changes alone."""
+    wanted = DiskChanges(update=(DiskUpdate(0, request),))
+    ((slot, old, decision),) = decide_changes(account, {0: DiskTerms("d", current)}, wanted, options=how).update
+    assert (slot, old) == (0, current)
+    return decision
+
+
 def boot_and_data() -> dict[int, DiskTerms]:
     return {0: DiskTerms("web1/disk0", 10 * GIB, 10 * GIB), 2: DiskTerms("web1/disk2", 30 * GIB)}
 
@@ -331,8 +341,6 @@ def test_no_leave_shrinks_a_disk_below_its_image() -> None:
     shrink = DiskUpdate(0, SizeRequest(exact=8 * GIB), shrink=True)
     with pytest.raises(InvalidArgument, match=r"disk0 at 8 GiB .* its image, 10 GiB: give at least 10 GiB"):
         decide_changes(full(), boot_and_data(), DiskChanges(update=(shrink,)))
-    with pytest.raises(InvalidArgument, match="its image, 10 GiB"):
-        decide_resize(full(), "web1/disk0", 20 * GIB, shrink.size, ResizeOptions(shrink=True), minimum=10 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +413,21 @@ def test_nothing_that_remains_is_no_new_disk() -> None:
         decide_changes(full(), boot_and_data(), DiskChanges(add=(REMAINING,)))
 
 
+def test_a_package_that_holds_the_image_is_named_where_what_remains_does_not() -> None:
+    packages = {"a": 40 * GIB, "b": 59 * GIB, "c": 60 * GIB}
+    account = Account("web1", 30 * GIB, 0, packages=packages)
+    changes = DiskChanges(add=(REMAINING, SizeRequest(exact=20 * GIB)))
+    with pytest.raises(InsufficientSpace, match=r"Only 10 GiB remains .* --package c, or"):
+        decide_changes(account, {}, changes, image_size=40 * GIB)
+
+
+def test_what_is_charged_beyond_the_budget_is_needed_too() -> None:
+    grow = DiskUpdate(0, SizeRequest(relative=5 * GIB))
+    less = DiskUpdate(2, SizeRequest(exact=27 * GIB), shrink=True)
+    with pytest.raises(InsufficientSpace, match="needs 12 GiB more, but VM web1 has nothing free of its 30 GiB"):
+        decide_changes(Account("web1", 30 * GIB, 40 * GIB), boot_and_data(), DiskChanges(update=(grow, less)))
+
+
 def test_all_that_is_left_is_nothing_for_a_disk_that_is_there() -> None:
     decided = decide_changes(full(), boot_and_data(), DiskChanges(update=(DiskUpdate(0, REMAINING),)))
     assert decided.update == ((0, 10 * GIB, Decision(10 * GIB, Cause.AS_REQUESTED)),)
@@ -421,18 +444,20 @@ def test_all_that_remains_is_asked_for_as_a_size_that_is_fitted() -> None:
     account = Account("vm", 10 * GRANULARITY, GRANULARITY)
     everything = SizeRequest(exact=2**64 - 1)
     how = ResizeOptions(fit=True, round_up=True)
-    decision = decide_resize(account, "d", GRANULARITY, everything, how)
+    decision = resized(account, GRANULARITY, everything, how)
     assert (decision.size, decision.cause) == (10 * GRANULARITY, Cause.FITTED)
 
 
 def test_a_size_that_is_rounded_up_says_so() -> None:
     account = Account("vm", 10 * GRANULARITY, GRANULARITY)
-    decision = decide_resize(account, "d", GRANULARITY, SizeRequest(exact=5000), ResizeOptions(round_up=True))
+    decision = resized(account, GRANULARITY, SizeRequest(exact=5000), ResizeOptions(round_up=True))
     assert (decision.size, decision.cause) == (2 * GRANULARITY, Cause.ROUNDED_UP)
 
 
 def test_no_disk_is_larger_than_the_largest() -> None:
     account = Account("vm", MAX_SIZE, GRANULARITY)
     with pytest.raises(InvalidArgument, match="more than the largest disk"):
-        decide_resize(account, "d", GRANULARITY, SizeRequest(relative=MAX_SIZE), ResizeOptions())
-    assert decide_resize(account, "d", GRANULARITY, REMAINING, ResizeOptions()).size == MAX_SIZE
+        resized(account, GRANULARITY, SizeRequest(relative=MAX_SIZE))
+    for budget in (MAX_SIZE, 2 * MAX_SIZE):
+        account = Account("vm", budget, GRANULARITY)
+        assert resized(account, GRANULARITY, REMAINING).size == MAX_SIZE

@@ -62,6 +62,10 @@ def test_a_package_with_fixed_disks_has_the_images_and_its_own() -> None:
     assert in_mib(Account("vm", package_budget(PACKAGE, IMAGE), 0), *disks) == [10240, 102400]
 
 
+def test_a_fixed_disk_is_a_whole_number_of_granules() -> None:
+    assert default_disks(False, (), GIB + 1, from_image=True) == (None, SizeRequest(exact=GIB))
+
+
 def test_a_package_with_fixed_disks_needs_an_image() -> None:
     with pytest.raises(InvalidArgument, match="--image"):
         default_disks(False, (), PACKAGE, from_image=False)

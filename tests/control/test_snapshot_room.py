@@ -31,10 +31,10 @@ def test_a_refusal_names_the_snapshots_that_free_most() -> None:
     )
 
 
-def test_a_refusal_without_snapshots_names_disks_and_packages() -> None:
+def test_a_refusal_without_snapshots_to_gain_from_names_disks_and_packages() -> None:
     account = Account("web1", 100 * GIB, 90 * GIB, packages={"large": 200 * GIB, "huge": 300 * GIB})
     with pytest.raises(InsufficientSpace) as caught:
-        check_snapshot(account, 30 * GIB, {})
+        check_snapshot(account, 30 * GIB, {"empty": 0})
     assert caught.value.way_out == (
         "delete a disk, or change to a larger package with nbdresize vm update web1 --package large"
     )
