@@ -13,6 +13,7 @@ The order is the promise, and recovery relies on it:
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sql
 
@@ -95,7 +96,8 @@ class _Run:
         for update in self.changes.update:
             held_up(disk_of(entry, update.slot), change)
         with self.task.stage("volume"):
-            volumes = [checked_volume(self.site, disk_of(entry, update.slot)) for update in self.changes.update]
+            for update in self.changes.update:
+                checked_volume(self.site, disk_of(entry, update.slot))
         with self.site.ledger.reading() as connection:
             entry, decided = self._decide(connection)
         going = _going(entry, decided)
@@ -106,7 +108,7 @@ class _Run:
                 mine = holding if disk.slot not in decided.remove else None
                 disconnect = self.options.disconnect
                 fences.enter_context(fenced(self.site, disk, disconnect=disconnect, holding=mine))
-            return self._change(decided, volumes)
+            return self._change(decided)
 
     def _decide(self, connection: sql.Connection) -> tuple[Entry, Decided]:
         entry = visible(records.read_vm(connection, self.vm), self.vm)
@@ -142,11 +144,11 @@ class _Run:
             intent = replace(intent, committed=True)
         return reread(connection, self.vm), intent
 
-    def _change(self, decided: Decided, volumes: Sequence[Volume]) -> ChangeOutcome:
+    def _change(self, decided: Decided) -> ChangeOutcome:
         taken = self.site.pool.names() if decided.add else []
         with self.task.stage("ledger"), self.site.ledger.deciding() as connection:
             entry, intent = self._promise(connection, decided, taken)
-        before, leaves = entry, any(step.shrinks or step.action is Action.REMOVE for step in intent.steps)
+        leaves = any(step.shrinks or step.action is Action.REMOVE for step in intent.steps)
         try:
             if not intent.committed:
                 with self.task.stage("volume"):
@@ -160,7 +162,7 @@ class _Run:
             raise
         if leaves:
             self._finish(entry, replace(intent, committed=True))
-        return self._outcome(before, intent)
+        return self._outcome()
 
     def _make(self, entry: Entry, intent: Intent) -> None:
         for step in intent.steps:
@@ -198,17 +200,17 @@ class _Run:
                 operations.remember(connection, self.task.request, outcome)
         return ChangeOutcome(self.vm, self.task.request.id, resized=tuple(resized))
 
-    def _outcome(self, before: Entry, intent: Intent) -> ChangeOutcome:
+    def _outcome(self) -> ChangeOutcome:
         with self.site.ledger.reading() as connection:
             done = operations.outcome_of(connection, self.task.request)
             entry = visible(records.read_vm(connection, self.vm), self.vm)
         assert done is not None
         return self._told_before(entry, done)
 
-    def _told_before(self, entry: Entry, done: dict[str, object]) -> ChangeOutcome:
+    def _told_before(self, entry: Entry, done: dict[str, Any]) -> ChangeOutcome:
         """The outcome as the ledger remembers it. Raises ResourceNotFound where a disk of it is gone again."""
         added = []
-        for disk_id in done["added"]:  # type: ignore[attr-defined]
+        for disk_id in done["added"]:
             disk = next((disk for disk in entry.vm.disks if disk.id == disk_id), None)
             if disk is None:
                 raise ResourceNotFound(
@@ -217,10 +219,9 @@ class _Run:
             added.append(disk)
         resized = tuple(
             self._resized(f"disk{each['slot']}", each["old_size"], each["size"], each["generation"], each["cause"])
-            for each in done["resized"]  # type: ignore[attr-defined]
+            for each in done["resized"]
         )
-        removed: tuple[str, ...] = tuple(done["removed"])  # type: ignore[arg-type]
-        return ChangeOutcome(self.vm, self.task.request.id, tuple(added), resized, removed)
+        return ChangeOutcome(self.vm, self.task.request.id, tuple(added), resized, tuple(done["removed"]))
 
     def _resized(self, disk: str | Disk, old_size: int, size: int, generation: int, cause: int) -> ResizeOutcome:
         name = disk if isinstance(disk, str) else disk.name
@@ -230,12 +231,16 @@ class _Run:
 def undo_after(site: Site, entry: Entry, intent: Intent, error: BaseException) -> None:
     """Put back what a change has done that failed, or was cancelled; where even that fails, recovery goes on later.
 
-    A grow that ends in any other way than by an error of ours, or by Ctrl-C, is left for recovery to finish.
+    A grow that ends in any other way than by an error of ours, or by Ctrl-C, is left for recovery to finish. What the
+    ledger has as committed is not undone: Ctrl-C may come between that and our knowing of it.
     """
     if intent.only_grows and not isinstance(error, NbdresizeError | KeyboardInterrupt):
         return
     with suppress(NbdresizeError):
-        recovery.undo(site, entry, intent, error)
+        with site.ledger.reading() as connection:
+            uncommitted = any(each.id == intent.id and not each.committed for each in records.read_intents(connection))
+        if uncommitted:
+            recovery.undo(site, entry, intent, error)
 
 
 def checked_volume(site: Site, disk: Disk) -> Volume:
