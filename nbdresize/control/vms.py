@@ -317,7 +317,7 @@ def _update_budget(
     values: dict[str, object] = {}
     if package is not None:
         found = package_of(connection, package)
-        disk_space = package_budget(found.disk_space) + entry.vm.image_space
+        disk_space = check_budget(package_budget(found.disk_space) + entry.vm.image_space)
         values["package_id"] = found.id
     elif entry.vm.package is not None:
         raise InvalidArgument(
