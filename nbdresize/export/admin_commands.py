@@ -76,11 +76,18 @@ class AdminCommands:
         return command(message)
 
     def sizes(self, message: dict[str, Any]) -> dict[str, Any]:
-        """`{"command": "sizes", "exports": ["web1/disk0"]}`: look at these sizes again.
+        """`{"command": "sizes", "exports": ["web1/disk0"]}`: look at these sizes again, and for maps of their writes.
 
-        Answers `{"clients": 3}`, how many connections use them, once all of them do.
+        Answers `{"clients": 3, "marking": ["web1/disk0"], "unmarked": []}` once all connections that use them, so
+        many, use what is there now: of those exports that are open here, the ones whose every later write will be
+        marked before it is answered, and the others.
         """
-        return {"clients": self._exports.refresh(_names(message))}
+        refreshed = self._exports.refresh(_names(message))
+        return {
+            "clients": refreshed.clients,
+            "marking": list(refreshed.marking),
+            "unmarked": list(refreshed.unmarked),
+        }
 
     def clients(self, message: dict[str, Any]) -> dict[str, Any]:
         """`{"command": "clients"}`: the server and its connections, and how many `more` no line would hold."""

@@ -20,6 +20,7 @@ from nbdresize.protocol.constants import (
 )
 from nbdresize.protocol.size_record import FEATURE_NOTIFY, FEATURE_SHRINK, SizeRecord, check_resize
 from nbdresize.storage.volume import Volume
+from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import format_size, round_up
 
 LEASE_WAIT = 10.0
@@ -55,6 +56,12 @@ class Backing(ABC):
     """Sizes are a multiple of these many bytes."""
     hold: Hold
     """Whether replies to its clients are held back."""
+    write_map: WriteMap | None = None
+    """Where whoever writes to the volume marks it, after the write and before the answer; loaded anew each time.
+
+    Then nothing can be lost when a map appears: what was written before this was looked at, and found none, was
+    written before a look that began after the map was there has ended (`refresh`), and so is in a copy begun later.
+    """
     look_every: float = 1.0
     """Seconds after which whoever waits for a change looks for one that nobody told."""
 

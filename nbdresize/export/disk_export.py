@@ -117,9 +117,19 @@ class DiskExport:
         try:
             self._handle.write(data, offset, fua=fua)
         finally:
+            self.mark(length, offset)
             self._gate.leave()
         self.requests += 1
         self.bytes_written += length
+
+    def mark(self, length: int, offset: int) -> None:
+        """Tell whoever copies the disk that the range may have changed, in full or in part, before that is answered.
+
+        A front that writes through `handle` has to; everything else here does it by itself.
+        """
+        write_map = self._backing.write_map
+        if write_map is not None:
+            write_map.mark(offset, length)
 
     def flush(self) -> None:
         """All writes that were answered before are on stable storage when this returns."""
@@ -133,6 +143,7 @@ class DiskExport:
         try:
             self._handle.trim(offset, length, fua=fua)
         finally:
+            self.mark(length, offset)
             self._gate.leave()
         self.requests += 1
 
@@ -142,6 +153,7 @@ class DiskExport:
         try:
             self._handle.zero(offset, length, may_trim=may_trim, fast=fast, fua=fua)
         finally:
+            self.mark(length, offset)
             self._gate.leave()
         self.requests += 1
 

@@ -65,6 +65,15 @@ class _Shared:
     users: int = 0
 
 
+@dataclass(frozen=True)
+class Refreshed:
+    """How many connections use the sizes that were looked at; and which of those exports are marked in a write map."""
+
+    clients: int
+    marking: tuple[str, ...] = ()
+    unmarked: tuple[str, ...] = ()
+
+
 class Exports:
     """What a front serves. Every method may be called from any thread."""
 
@@ -150,8 +159,8 @@ class Exports:
         with self._lock:
             return tuple(self._open.values())
 
-    def refresh(self, names: Collection[str]) -> int:
-        """Look at the sizes of these disks; how many connections use them now. Raises StateUnusable."""
+    def refresh(self, names: Collection[str]) -> Refreshed:
+        """Look at these disks, as far as they are open here, their sizes and their write maps. Raises StateUnusable."""
         with self._lock:
             affected = [shared for shared in self._shared.values() if shared.backing.name in names]
         users = 0
@@ -159,7 +168,9 @@ class Exports:
             with suppress(VolumeFailed):  # deleted, or broken: its connections will hear when they ask
                 shared.backing.refresh()
                 users += shared.users
-        return users
+        marking = {shared.backing.name for shared in affected if shared.backing.write_map is not None}
+        unmarked = {shared.backing.name for shared in affected if shared.backing.write_map is None}
+        return Refreshed(users, tuple(sorted(marking - unmarked)), tuple(sorted(unmarked)))
 
     def drop(self, names: Collection[str]) -> int:
         """End the connections to these exports abruptly; how many there were.

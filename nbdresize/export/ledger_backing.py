@@ -5,11 +5,12 @@ from collections.abc import Callable
 from nbdresize.control.control import Control
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import Cause, ClientResize, Disk, ResizeOptions
-from nbdresize.errors import InsufficientSpace, ResourceNotFound, VolumeFailed
+from nbdresize.errors import InsufficientSpace, NbdresizeError, ResourceNotFound, VolumeFailed
 from nbdresize.export.backing import LEASE_WAIT, Backing, HeldLease, Resized
 from nbdresize.export.live_size import LiveSize
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT
 from nbdresize.storage.file import FilePool
+from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import GRANULARITY, MAX_SIZE, REMAINING, SizeRequest, format_size
 
 
@@ -33,12 +34,14 @@ class LedgerBacking(Backing):
         self.granularity = GRANULARITY
         self._control = control
         self._disk = disk
+        self._map_path = control.state.write_map(disk.volume)
 
     @property
     def description(self) -> str:
         return describe(self._disk, self.live.size)
 
     def _look(self) -> None:
+        self._look_for_map()
         try:
             vm = self._control.vm(self._disk.vm)
         except ResourceNotFound as error:
@@ -48,6 +51,19 @@ class LedgerBacking(Backing):
             raise self._gone()
         self.policy = self._server_policy.within(vm.client_resize)
         self.live.update(disk.size, disk.generation)
+
+    def _look_for_map(self) -> None:
+        """Begin or end to mark what is written, as whoever copies the disk has made a map or removed it.
+
+        A map that can't be used is none: the copy is told so (Exports.refresh), while the disk goes on. One that was
+        used up to now is let go rather than closed, since some thread may be marking in it.
+        """
+        try:
+            found = self._map_path.stat()
+            if self.write_map is None or self.write_map.identity != (found.st_dev, found.st_ino):
+                self.write_map = WriteMap.open(self._map_path)
+        except (NbdresizeError, OSError, ValueError):
+            self.write_map = None
 
     def _gone(self) -> VolumeFailed:
         """Also where there is a new disk of the same name: that is another one."""

@@ -91,7 +91,7 @@ class Connection:
         nowait = nowait_flags(export.handle.fileno())
         quick = None
         if nowait is not None:
-            quick = QuickPath(export.handle.fileno(), export, nowait, not export.read_only)
+            quick = QuickPath(export.handle.fileno(), export, export.backing, nowait, not export.read_only)
         transfer = Transfer(stream, export.handle, nowait)
         resizing = Resizing(stream, export, replies, replying, lane)
         answers = Requests(export, replies, replying, lane, transfer, resizing, offer)

@@ -124,7 +124,10 @@ class Requests:
             self._transfer.skip(request.length - len(head))
             self._replying.refuse(request, error)
             return
-        failed = self._transfer.receive(head, request.offset, request.length)
+        try:
+            failed = self._transfer.receive(head, request.offset, request.length)
+        finally:  # also where the client has gone halfway
+            self._disk.mark(request.length, request.offset)
         if failed is not None:
             self._replying.refuse(request, failed)
             return

@@ -24,6 +24,7 @@ from nbdresize.protocol.constants import (
 from nbdresize.protocol.negotiated import Mode
 from nbdresize.protocol.transmission import Request
 from nbdresize.server.stream import PeerGone, Stream
+from nbdresize.storage.write_map import WriteMap
 
 SMALL = 32 << 10
 """Up to this length the bytes of a read or write pass through the buffers; longer ones go by sendfile and splice."""
@@ -59,15 +60,24 @@ class Sized(Protocol):
     def size(self) -> int: ...
 
 
+class Marked(Protocol):
+    """Something whose writes may have to be marked, which may begin and end at any time."""
+
+    @property
+    def write_map(self) -> WriteMap | None: ...
+
+
 @dataclass(frozen=True)
 class QuickPath:
     """What the hot loop needs to serve small requests by itself: the volume's descriptor and the export's live size.
 
+    `marked` is where its writes are marked, each before it is answered, in the map that is there after the write.
     `nowait`: the preadv flags with which a read fails rather than waits.
     """
 
     fd: int
     live: Sized
+    marked: Marked
     nowait: int
     may_write: bool
 
@@ -123,6 +133,7 @@ def serve_requests(
     preadv, pwrite = os.preadv, os.pwrite
     fd = quick.fd if quick else -1
     nowait = quick.nowait if quick else 0
+    marked = quick.marked if quick else None
     may_read, may_write = quick is not None, quick is not None and quick.may_write
 
     intake = bytearray(max(FIRST_INTAKE, len(early)))
@@ -212,6 +223,8 @@ def serve_requests(
                     except OSError:
                         put = -1  # found out below
                     if put == length:
+                        if marked is not None and (write_map := marked.write_map) is not None:
+                            write_map.mark(offset, length)
                         if extended:
                             put_extended_none(
                                 replies,

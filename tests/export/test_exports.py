@@ -178,13 +178,13 @@ def test_connections_to_one_disk_share_its_size(exports: Exports, control: Contr
     assert first.backing is second.backing is device.backing
     control.resize_disk("web1", "disk0", SizeRequest(exact=2 * MIB))
     assert first.size == MIB
-    assert exports.refresh({"web1/disk0", "other/disk0"}) == 3
+    assert exports.refresh({"web1/disk0", "other/disk0"}).clients == 3
     assert first.size == second.size == 2 * MIB
     for export in (first, second, device):
         exports.close(export)
     again = exports.open("web1/disk0")
     assert again.backing is not first.backing
-    assert exports.refresh({"web1/disk0@size"}) == 0
+    assert exports.refresh({"web1/disk0@size"}).clients == 0
     exports.close(again)
 
 
@@ -262,7 +262,7 @@ def test_a_deleted_disk_does_not_keep_others_from_being_told(exports: Exports, c
     watching, disk = exports.open("web1/disk1@size"), exports.open("web1/disk0")
     control.delete_disk("web1", "disk1")
     control.resize_disk("web1", "disk0", SizeRequest(exact=2 * MIB))
-    assert exports.refresh({"web1/disk1", "web1/disk0"}) == 1
+    assert exports.refresh({"web1/disk1", "web1/disk0"}).clients == 1
     assert disk.size == 2 * MIB
     exports.close(watching)
     exports.close(disk)

@@ -2,7 +2,7 @@
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +14,13 @@ from nbdresize.control.model import VM, Cause, ClientResize, ResizeOptions
 from nbdresize.errors import InsufficientSpace, NotAuthorized, ResourceInUse, VolumeFailed
 from nbdresize.export.backing import Resized
 from nbdresize.export.disk_export import DiskExport
+from nbdresize.export.exports import Exports
 from nbdresize.export.ledger_backing import LedgerBacking
 from nbdresize.export.size_device import SizeDevice
 from nbdresize.protocol.constants import NBD_CMD_FLAG_FIT, NBD_CMD_FLAG_SHRINK
 from nbdresize.protocol.size_record import FEATURE_NOTIFY, FEATURE_SHRINK, SizeRecord, SizeWish, parse_record
+from nbdresize.storage.handle import Handle
+from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import SizeRequest
 from tests.wait import until
 
@@ -325,3 +328,118 @@ def test_clients_may_do_what_both_server_and_vm_allow_as_it_is_when_they_ask(
         else:
             with pytest.raises(NotAuthorized):
                 backing.resize(size, flags)
+
+
+# The write map of whoever copies the disk
+
+
+@pytest.fixture
+def map_path(backing: LedgerBacking, state: StateDirectory) -> Path:
+    return state.write_map(backing.volume.path.stem)
+
+
+def test_what_is_written_is_marked_from_the_refresh_that_finds_a_map_to_the_one_that_does_not(
+    disk: DiskExport, backing: LedgerBacking, map_path: Path
+) -> None:
+    disk.write(b"x" * 4096, 0)
+    write_map = WriteMap.create(map_path, SIZE)
+    backing.refresh()
+    assert write_map.take() == []
+    disk.write(b"x" * 4096, 4096)
+    disk.write(b"x", 3 * 4096 - 1, fua=True)
+    disk.zero(2, 5 * 4096 - 1)
+    disk.trim(4096, 7 * 4096)
+    assert write_map.take() == [(4096, 8192), (4 * 4096, 8192), (7 * 4096, 4096)]
+    write_map.remove()
+    backing.refresh()
+    disk.write(b"x", 0)
+    assert write_map.take() == []
+
+
+def test_a_disk_that_is_attached_later_is_marked_from_its_first_write(server: Control, map_path: Path) -> None:
+    write_map = WriteMap.create(map_path, SIZE)
+    disk = DiskExport(backing_of(server))
+    disk.write(b"x", 8192)
+    assert write_map.take() == [(8192, 4096)]
+    disk.close()
+
+
+def test_a_map_in_the_place_of_another_is_taken_for_what_it_is(
+    disk: DiskExport, backing: LedgerBacking, map_path: Path
+) -> None:
+    first = WriteMap.create(map_path, SIZE)
+    backing.refresh()
+    first.remove()
+    second = WriteMap.create(map_path, SIZE)
+    backing.refresh()
+    disk.write(b"x", 0)
+    assert (first.take(), second.take()) == ([], [(0, 4096)])
+
+
+def test_a_map_that_can_not_be_used_disturbs_nobody_and_is_told(
+    server: Control, map_path: Path, state: StateDirectory
+) -> None:
+    exports = Exports.of_ledger(server)
+    disk = exports.open("web1/disk0")
+    assert isinstance(disk, DiskExport)
+    for content in (b"", b"no map", bytes(8192)):
+        map_path.write_bytes(content)
+        refreshed = exports.refresh(["web1/disk0", "web1/disk1"])
+        assert (refreshed.clients, refreshed.marking, refreshed.unmarked) == (1, (), ("web1/disk0",))
+        disk.write(b"x", 0)
+    map_path.unlink()
+    map_path.mkdir()
+    assert exports.refresh(["web1/disk0"]).unmarked == ("web1/disk0",)
+    map_path.rmdir()
+    map_path.symlink_to(map_path)
+    assert exports.refresh(["web1/disk0"]).unmarked == ("web1/disk0",)
+    map_path.unlink()
+    WriteMap.create(map_path, SIZE)
+    assert exports.refresh(["web1/disk0"]).marking == ("web1/disk0",)
+    exports.close(disk)
+
+
+def test_a_write_that_fails_is_marked_too(
+    disk: DiskExport, backing: LedgerBacking, map_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_map = WriteMap.create(map_path, SIZE)
+    backing.refresh()
+
+    def fail(*_: object, **__: object) -> None:
+        raise VolumeFailed("a planted failure", "none")
+
+    for name in ("write", "zero", "trim"):
+        monkeypatch.setattr(Handle, name, fail)
+    requests: list[Callable[[int], None]] = [
+        lambda at: disk.write(b"x", at),
+        lambda at: disk.zero(1, at),
+        lambda at: disk.trim(1, at),
+    ]
+    for number, request in enumerate(requests):
+        with pytest.raises(VolumeFailed, match="planted"):
+            request(number * 8192)
+        assert write_map.take() == [(number * 8192, 4096)]
+
+
+def test_a_map_that_is_let_go_while_threads_mark_in_it_harms_nobody(
+    disk: DiskExport, backing: LedgerBacking, map_path: Path
+) -> None:
+    ended = threading.Event()
+
+    def write() -> int:
+        written = 0
+        while not ended.is_set():
+            disk.write(b"x", written * 4096 % SIZE)
+            written += 1
+        return written
+
+    with ThreadPoolExecutor(2) as threads:
+        writers = [threads.submit(write) for _ in range(2)]
+        for _ in range(100):
+            write_map = WriteMap.create(map_path, SIZE)
+            backing.refresh()
+            until(write_map.marked, what="marks")
+            write_map.remove()
+            backing.refresh()
+        ended.set()
+        assert all(writer.result(LONG) > 0 for writer in writers)

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,8 @@ def test_a_write_is_done_but_answered_only_at_the_thaw(
 def test_no_kind_of_reply_leaves(
     server: Serve, front: str, admin: Path, threads: ThreadPoolExecutor, length: int
 ) -> None:
-    def requests(client: nbd.NBD, number: int) -> object:
-        whole = [
+    def request(client: nbd.NBD, number: int) -> object:
+        whole: list[Callable[[], object]] = [
             lambda: client.pread(length, 0),
             lambda: client.pwrite(bytes(length), 0),
             lambda: client.pwrite(bytes(length), 0, nbd.CMD_FLAG_FUA),
@@ -137,7 +137,7 @@ def test_no_kind_of_reply_leaves(
     clients[0].pread(length, 0)
     with Asker(admin) as asker, ThreadPoolExecutor(len(clients)) as pool:
         start = asker.freeze()
-        replies = [pool.submit(requests, client, number) for number, client in enumerate(clients)]
+        replies = [pool.submit(request, client, number) for number, client in enumerate(clients)]
         stamps: list[float] = []
         for reply in replies:
             reply.add_done_callback(lambda _: stamps.append(time.monotonic()))
@@ -161,7 +161,7 @@ def test_a_hold_ends_with_its_asker_however_that_ends(
     client = connect(server.uri(DISK))
     quickest = LONG
     for attempt in range(5):
-        command = [sys.executable, "-c", program, admin]
+        command = [sys.executable, "-c", program, str(admin)]
         with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
             assert asker.stdout is not None
             assert b"'ok': True" in asker.stdout.readline()
