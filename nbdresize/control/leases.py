@@ -133,6 +133,14 @@ def enter(directory: Path, volume: str, wait: float = 0.0) -> Lease:
         lease.release()
 
 
+def remove_left_doors(directory: Path) -> None:
+    """Remove the doors that killed processes have left, which nobody may come to find."""
+    with suppress(OSError):
+        for door in directory.glob("*" + DOOR_SUFFIX):
+            with suppress(NbdresizeError):
+                _is_open(door)
+
+
 def _wait_for_door(door: Path, deadline: float) -> None:
     while not _is_open(door):
         if time.monotonic() >= deadline:

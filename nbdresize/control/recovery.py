@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbdresize.control import admin_client, catalog_records, intents, locks, names, records, snapshot_records
-from nbdresize.control.leases import lease_path
+from nbdresize.control.leases import lease_path, remove_left_doors
 from nbdresize.control.locks import SUFFIX
 from nbdresize.control.model import Disk, Stage
 from nbdresize.control.records import WHOLE_VM, Action, Entry, Intent, Kind, Step
@@ -88,6 +88,7 @@ def recover_all(site: Site) -> None:
     for volume in unknown_volumes:
         with suppress(OSError):
             lease_path(site.state.leases, volume).unlink(missing_ok=True)
+    remove_left_doors(site.state.leases)
 
 
 def _lock_files(directory: Path) -> set[str]:
