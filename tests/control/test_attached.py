@@ -16,6 +16,7 @@ from nbdresize.control.model import ResizeOptions
 from nbdresize.errors import ResourceInUse, ResourceNotFound
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
+from tests.wait import until
 
 MIB = 1 << 20
 SHRINK = ResizeOptions(shrink=True)
@@ -42,6 +43,7 @@ class Server:
         self.connection = Connection(self.control)
         self.asked: list[str] = []
         self._comes_back = comes_back
+        self._returning = threading.Thread(target=self._come_back)
         self._path = state.run / "1-0123abcd.admin"
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(self._path))
@@ -63,15 +65,20 @@ class Server:
                 elif request["command"] == "drop":
                     self.connection.lease.release()
                     if self._comes_back:
-                        self.connection = Connection(self.control)
+                        self._returning.start()
                 else:
                     self.connection.learn()
                 client.sendall(b'{"ok": true, "clients": 1, "dropped": 1}\n')
+
+    def _come_back(self) -> None:
+        self.connection = Connection(self.control)
 
     def end(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join(60)
+        if self._returning.is_alive():
+            self._returning.join(60)
         self.connection.lease.release()
         self.control.close()
         Path(self._path).unlink()
@@ -124,13 +131,22 @@ def test_a_shrink_drops_clients_where_it_may(vm: Control, server: Server, state:
     assert problems(state) == []
 
 
-def test_clients_that_come_back_at_once_are_named_as_the_reason(vm: Control, state: StateDirectory) -> None:
+def test_clients_that_come_back_at_once_stay_out_until_the_shrink_is_done(vm: Control, state: StateDirectory) -> None:
     server = Server(state, comes_back=True)
     try:
-        with pytest.raises(ResourceInUse, match="come back at once"):
-            vm.resize_disk("vm", "disk0", SMALLER, ResizeOptions(shrink=True, disconnect=True))
+        vm.resize_disk("vm", "disk0", SMALLER, ResizeOptions(shrink=True, disconnect=True))
+        until(lambda: server.connection.lease.held, what="the client to come back")
     finally:
         server.end()
+    assert server.connection.size == MIB
+    assert problems(state) == []
+
+
+def test_clients_that_stay_are_named_as_the_reason(vm: Control, state: StateDirectory) -> None:
+    with Connection(vm).lease:
+        with pytest.raises(ResourceInUse, match="they don't leave"):
+            vm.resize_disk("vm", "disk0", SMALLER, ResizeOptions(shrink=True, disconnect=True))
+        Connection(vm).lease.release()
     assert vm.disk("vm", "disk0").size == 2 * MIB
     assert problems(state) == []
 

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from nbdresize.control import locks
-from nbdresize.control.leases import Lease
+from nbdresize.control.leases import Lease, closed_door, enter, remove_left_doors
 from nbdresize.errors import ResourceInUse, StateUnusable, VolumeFailed
 from tests.filesystems import mounted, run
 from tests.wait import until
@@ -185,3 +188,116 @@ def test_descriptors_do_not_leak(path: Path) -> None:
 
 def _never() -> ResourceInUse:
     raise AssertionError("nobody holds it")
+
+
+# Doors
+
+DOOR_HOLDER = """
+import sys
+from pathlib import Path
+from nbdresize.control.leases import closed_door
+with closed_door(Path(sys.argv[1]), "volume"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def enters(directory: Path, wait: float = 0.0) -> bool:
+    """Whether a connection comes in, at once or in so many seconds."""
+    try:
+        enter(directory, "volume", wait).release()
+    except ResourceInUse:
+        return False
+    return True
+
+
+def test_a_closed_door_keeps_new_connections_out_and_lets_others_stay(tmp_path: Path) -> None:
+    with enter(tmp_path, "volume") as inside:
+        with closed_door(tmp_path, "volume"):
+            with pytest.raises(ResourceInUse, match=r"kept from .* volume\.door"):
+                enter(tmp_path, "volume", 0.02)
+            assert inside.held
+            with enter(tmp_path, "another volume"):
+                pass
+        assert enters(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"volume.lock", "another volume.lock"}
+
+
+def test_a_door_is_waited_for(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        with closed_door(tmp_path, "volume"):
+            waiting = threads.submit(enters, tmp_path, 60)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+        assert waiting.result(60)
+
+
+def test_who_gets_the_lease_just_as_the_door_closes_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The door closes between the look at it and the lease."""
+    with ExitStack() as stack:
+        acquire = Lease.acquire_shared
+
+        def close_and_acquire(path: Path, wait: float) -> Lease:
+            monkeypatch.setattr(Lease, "acquire_shared", acquire)
+            stack.enter_context(closed_door(tmp_path, "volume"))
+            return acquire(path, wait)
+
+        monkeypatch.setattr(Lease, "acquire_shared", close_and_acquire)
+        assert not enters(tmp_path)
+        Lease.acquire_exclusive(tmp_path / "volume.lock").release()
+
+
+def test_a_door_whose_holder_was_killed_is_open(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DOOR_HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert not enters(tmp_path)
+        process.kill()
+        process.wait(30)
+    assert (tmp_path / "volume.door").exists()
+    assert enters(tmp_path, 30)
+    assert not (tmp_path / "volume.door").exists()
+    (tmp_path / "volume.door").touch()
+    with closed_door(tmp_path, "volume"):
+        assert not enters(tmp_path)
+
+
+def test_doors_that_were_left_are_removed_and_held_ones_stay(tmp_path: Path) -> None:
+    (tmp_path / "left.door").touch()
+    with closed_door(tmp_path, "volume"):
+        remove_left_doors(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"volume.door"}
+    remove_left_doors(tmp_path / "missing")
+
+
+def test_doors_hold_while_many_look_at_them(tmp_path: Path) -> None:
+    """Nobody who tidies up ever removes a door that somebody holds."""
+    inside: list[int] = []
+    closed, ended = threading.Event(), threading.Event()
+
+    def come_and_go() -> int:
+        entered = 0
+        while not ended.is_set():
+            with enter(tmp_path, "volume", 60):
+                entered += 1
+                if closed.is_set():
+                    inside.append(entered)
+        return entered
+
+    with ThreadPoolExecutor(6) as threads:
+        clients = [threads.submit(come_and_go) for _ in range(6)]
+        try:
+            for _ in range(100):
+                (tmp_path / "volume.door").touch()
+                with closed_door(tmp_path, "volume"):
+                    Lease.acquire_exclusive(tmp_path / "volume.lock", 60).release()
+                    closed.set()
+                    time.sleep(0.001)  # a chance for whoever gets in wrongly
+                    closed.clear()
+        finally:
+            ended.set()
+        assert all(client.result(60) for client in clients)
+    assert inside == []
