@@ -309,7 +309,12 @@ def _steps_of_known(entry: Entry, decided: Decided) -> list[Step]:
         if each.size != old
     ]
     removed = [disk_of(entry, slot) for slot in decided.remove]
-    return [*resized, *(Step(disk.id, Action.REMOVE, disk.size, 0) for disk in removed)]
+    return [*resized, *(removal(entry, disk) for disk in removed)]
+
+
+def removal(entry: Entry, disk: Disk) -> Step:
+    """The step that deletes a disk, with what an unfinished rollback was to put in its place."""
+    return Step(disk.id, Action.REMOVE, disk.size, 0, staged=entry.staged_of(disk))
 
 
 def _arguments(kind: Kind, vm: str, changes: DiskChanges, options: ResizeOptions, preallocate: bool) -> str:

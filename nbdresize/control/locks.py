@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,9 @@ from nbdresize.errors import NbdresizeError, ResourceInUse, StateUnusable
 
 SUFFIX = ".lock"
 """Of the lock file of a VM and of the lease of a volume, after its name."""
+
+_IMAGE = ".image-"
+"""What the lock files of images begin with: no VM is called so."""
 
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
@@ -142,8 +145,13 @@ def lock_image(directory: Path, image: str, wait: float, *, exclusive: bool) -> 
         doing = "is in use: a disk is being made from it" if exclusive else "is being made or deleted"
         return ResourceInUse(f"Image {image} {doing}", "try again when that has ended")
 
-    path = directory / f".image-{image}{SUFFIX}"
+    path = directory / f"{_IMAGE}{image}{SUFFIX}"
     return FileLock(path, lock_within(path, wait, exclusive=exclusive, held_by=busy), exclusive=exclusive)
+
+
+def images_of(names: Iterable[str]) -> set[str]:
+    """The images among the names of lock files, without their suffix."""
+    return {name.removeprefix(_IMAGE) for name in names if name.startswith(_IMAGE)}
 
 
 def unusable(path: Path, error: OSError) -> StateUnusable:

@@ -126,6 +126,11 @@ class Entry:
         """The unfinished change that this disk is part of."""
         return next((each for each in self.intents if any(step.disk_id == disk.id for step in each.steps)), None)
 
+    def staged_of(self, disk: Disk) -> str | None:
+        """The volume that an unfinished rollback was to put in the place of this disk's."""
+        unfinished = self.intent_of(disk)
+        return next((each.staged for each in unfinished.steps if each.disk_id == disk.id), None) if unfinished else None
+
     def disks_of(self, intent: Intent) -> tuple[Disk, ...]:
         """The disks that an intent is about."""
         return tuple(self.disk_by_id(step.disk_id) for step in intent.steps)

@@ -20,6 +20,9 @@ from nbdresize.control.records import WHOLE_VM, Action, Entry, Intent, Kind, Ste
 from nbdresize.control.site import Site
 from nbdresize.errors import NbdresizeError, ResourceInUse, VolumeFailed
 
+DELETIONS = frozenset({Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE})
+"""Kinds that delete more volumes than those of the disks in their steps."""
+
 WAIT = 10.0
 """Seconds to wait for another change of the same VM to end."""
 
@@ -51,9 +54,12 @@ def changing(site: Site, vm: str, wait: float = WAIT, wanted: Callable[[], bool]
 
 
 @contextmanager
-def changing_image(site: Site, image: str, *, exclusive: bool = True) -> Iterator[None]:
-    """Hold the lock of an image; shared while a disk is made from it. Unfinished changes of it are completed."""
-    with locks.lock_image(site.state.locks, image, WAIT, exclusive=exclusive) as lock:
+def changing_image(site: Site, image: str, wait: float = WAIT, *, exclusive: bool = True) -> Iterator[None]:
+    """Hold the lock of an image; shared while a disk is made from it. Unfinished changes of it are completed.
+
+    Raises ResourceInUse after `wait` seconds.
+    """
+    with locks.lock_image(site.state.locks, image, wait, exclusive=exclusive) as lock:
         if exclusive:
             with site.ledger.reading() as connection:
                 found = catalog_records.read_image(connection, image)
@@ -78,12 +84,13 @@ def recover_all(site: Site) -> None:
         unfinished = records.unfinished(connection)
         # Files are made after their record and listed here before it is read: one without a record has outlived it.
         unknown_vms = files[0] - records.vm_names(connection)
+        unknown_images = locks.images_of(files[0]) - {each.name for each in catalog_records.read_images(connection)}
         unknown_volumes = files[1] - records.volume_names(connection)
     for vm in {*unfinished.vms, *filter(names.is_vm_name, unknown_vms)}:
         with suppress(NbdresizeError), changing(site, vm, wait=0):
             pass
-    for image in unfinished.images:
-        with suppress(NbdresizeError), changing_image(site, image):
+    for image in {*unfinished.images, *unknown_images}:
+        with suppress(NbdresizeError), changing_image(site, image, wait=0):
             pass
     for volume in unknown_volumes:
         with suppress(OSError):
@@ -150,7 +157,9 @@ def finish(site: Site, entry: Entry | None, intent: Intent, stages: tuple[Stage,
             site.pool.replace(disk.volume, step.staged)
         elif step.action is Action.REMOVE:
             _remove(site, disk)
-    if intent.kind in (Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE):
+            if step.staged is not None:
+                site.pool.delete(step.staged)
+    if intent.kind in DELETIONS:
         for volume in _stored(site, entry, intent):
             site.pool.delete(volume)
     spaces = _settled(site, entry, intent) if intent.kind is Kind.DELETE_SNAPSHOT else {}
@@ -180,17 +189,22 @@ def undo(site: Site, entry: Entry | None, intent: Intent, why: BaseException | N
         intents.undo(connection, intent, why)
 
 
-def take_back(site: Site, entry: Entry, intent: Intent, why: BaseException) -> bool:
+def take_back(site: Site, entry: Entry | None, intent: Intent, why: BaseException) -> bool:
     """Take a committed change back none of whose volumes has been cut or deleted; whether that could be done.
 
     Not where anything has become larger, since somebody may use that already. A volume that is not known to be at its
     old size leaves the change open.
     """
     changed = list(_changed(entry, intent))
-    if any(step.action is Action.ROLL_BACK or step.grows for _, step in changed):
+    if any(step.staged is not None or step.grows for _, step in changed):
         return False
     with suppress(NbdresizeError):
-        if all(site.pool.volume(disk.volume).size() == step.old_size for disk, step in changed):
+        cut = [(disk, step) for disk, step in changed if step.action is Action.RESIZE]
+        gone = {disk.volume for disk, step in changed if step.action is Action.REMOVE}
+        if intent.kind in DELETIONS:
+            gone.update(_stored(site, entry, intent))
+        whole = all(site.pool.volume(disk.volume).size() == step.old_size for disk, step in cut)
+        if whole and gone <= set(site.pool.names()):
             with site.ledger.deciding() as connection:
                 intents.take_back(connection, intent, why)
             return True
@@ -215,10 +229,11 @@ def _changed(entry: Entry | None, intent: Intent) -> Iterator[tuple[Disk, Step]]
 
 
 def _remove(site: Site, disk: Disk) -> None:
-    """Remove the volume and the lease file of a disk, as far as they are there."""
+    """Remove the volume of a disk, its lease file and its write map, as far as they are there."""
     site.pool.delete(disk.volume)
-    with suppress(OSError):
-        site.lease(disk).unlink(missing_ok=True)
+    for path in (site.lease(disk), site.state.write_map(disk.volume)):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _cut_back(site: Site, disk: Disk, old_size: int) -> None:

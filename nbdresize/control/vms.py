@@ -21,7 +21,7 @@ from nbdresize.control import (
 from nbdresize.control.budget import Account, check_budget
 from nbdresize.control.catalog_records import account_of
 from nbdresize.control.changes import check_changes, decide_changes
-from nbdresize.control.disks import plain, protected, reread, undo_after
+from nbdresize.control.disks import plain, protected, removal, reread, undo_after
 from nbdresize.control.fence import fenced
 from nbdresize.control.model import VM, ClientResize, Disk, DiskChanges, Image, Package
 from nbdresize.control.packaging import default_disks, package_budget
@@ -344,7 +344,7 @@ def _promise_deletion(connection: sql.Connection, request: operations.Request, n
     _check_deletable(entry)
     for stuck in entry.intents:
         records.drop_intent(connection, stuck, ResourceNotFound(f"VM {name} was deleted"))
-    steps = [Step(disk.id, Action.REMOVE, disk.size, 0) for disk in entry.disks]
+    steps = [removal(entry, disk) for disk in entry.disks]
     vm_id = entry.vm.id
     intent = records.open_intent(connection, request, Kind.DELETE_VM, vm_id=vm_id, steps=steps, committed=True)
     return reread(connection, name), replace(intent, committed=True)
