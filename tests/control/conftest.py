@@ -1,4 +1,4 @@
-"""A state directory of its own for each test, and its Control."""
+"""A state directory of its own for each test, and its Control, whose pool promises whatever this machine's disk holds."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,4 +17,5 @@ def state(tmp_path: Path) -> StateDirectory:
 @pytest.fixture
 def control(state: StateDirectory) -> Iterator[Control]:
     with Control.open(state) as control:
+        control.update_pool(overcommit="unlimited")
         yield control

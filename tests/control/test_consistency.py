@@ -31,7 +31,7 @@ def sound(state: StateDirectory) -> StateDirectory:
         ("DELETE FROM vms", "disk0 of no VM"),
         ("DELETE FROM vms", "orphan lock"),
         (
-            "INSERT INTO intents (operation, kind, vm_id, arguments, started) VALUES ('x', 'create_vm', 1, '', 0)",
+            "INSERT INTO intents (operation, kind, vm_id, committed) VALUES ('x', 'create_vm', 1, 0)",
             "unfinished create_vm x",
         ),
     ],

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sql
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import migrations, records, schema
+from nbdresize.control import migrations, operations, records, schema
 from nbdresize.control.control import Control
 from nbdresize.control.ledger import Ledger
 from nbdresize.errors import ResourceInUse, StateUnusable
@@ -104,11 +104,13 @@ def test_no_error_of_the_database_layer_gets_out(ledger: Ledger) -> None:
 
 def test_operations_of_long_ago_are_forgotten(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     with ledger.deciding() as connection:
-        records.remember(connection, "old", "{}", {})
+        old, new = (operations.Request(name, "update_vm", "vm", "{}") for name in ("old", "new"))
+        operations.remember(connection, old, {})
+        assert operations.outcome_of(connection, old) == {}
         monkeypatch.setattr("time.time", lambda: 4e9)
-        records.remember(connection, "new", "{}", {})
-        assert records.outcome_of(connection, "old", "{}") is None
-        assert records.outcome_of(connection, "new", "{}") == {}
+        operations.remember(connection, new, {})
+        assert operations.outcome_of(connection, old) is None
+        assert operations.outcome_of(connection, new) == {}
 
 
 def test_a_newer_ledger_is_refused_and_not_touched(state: StateDirectory) -> None:

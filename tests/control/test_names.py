@@ -111,4 +111,4 @@ def test_nothing_is_left_of_refused_names(control: Control, state: StateDirector
 def test_volume_names_are_never_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     given = iter(["00000000", "00000000", "00000001"])
     monkeypatch.setattr("secrets.token_hex", lambda _: next(given))
-    assert names.new_volume_name("vm", 1, {"vm-disk1-00000000"}) == "vm-disk1-00000001"
+    assert names.new_volume_name("vm-disk1", {"vm-disk1-00000000"}) == "vm-disk1-00000001"

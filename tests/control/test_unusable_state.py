@@ -198,6 +198,7 @@ def test_a_file_system_that_fills_up_fails_operations_and_no_more(tmp_path: Path
     with mounted("tmpfs", tmp_path, size=2 * MIB) as point:
         state = StateDirectory(point / "state")
         with Control.open(state) as control:
+            control.update_pool(overcommit="unlimited")
             control.create_vm("vm", 1024 * MIB, [SizeRequest(exact=MIB)])
         failures: list[str] = []
         for room in range(0, 240 * 1024, 12 * 1024):
