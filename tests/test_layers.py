@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
 ONLY = {("serving", "control"): {"admin_client"}}
 # Each folder and what it may import from outside of the standard library.
 OUTSIDE = {
-    "control": {"sqlalchemy"},
+    "control": {"sqlalchemy", "pydantic"},
     "cli": {"typer", "rich", "click"},
     "plugins": {"nbdkit", "plugins"},
 }

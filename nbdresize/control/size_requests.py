@@ -1,5 +1,7 @@
 """Sizes as somebody asks for them: what makes no sense whatever the budget is refused here. All sizes in bytes."""
 
+from typing import TypeGuard
+
 from nbdresize.errors import InvalidArgument
 from nbdresize.units import GRANULARITY, MAX_SIZE, SizeRequest, format_size, round_down, round_up
 
@@ -17,7 +19,7 @@ def check_request(request: SizeRequest, *, new: bool = False, fit: bool = False,
     size = request.relative if request.exact is None else request.exact
     if request.remaining:
         return
-    if not is_number(size) or size is None or size <= 0:
+    if not is_number(size) or size <= 0:
         raise InvalidArgument(f"{shown_number(size)} is not a size", "give a size such as 20G")
     if size > (2**64 if fit else MAX_SIZE):
         raise InvalidArgument(
@@ -30,7 +32,7 @@ def check_request(request: SizeRequest, *, new: bool = False, fit: bool = False,
         )
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
