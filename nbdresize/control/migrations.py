@@ -151,6 +151,8 @@ def _snapshots(tables: sql.MetaData) -> list[sql.Table]:
             sql.Column("volume", sql.Text, nullable=False, unique=True),
             sql.Column("image", sql.Text),
             sql.Column("minimum", sql.BigInteger, nullable=False),
+            sql.Column("shared", sql.Boolean, nullable=False),
+            sql.Column("preallocated", sql.Boolean, nullable=False),
             sql.Index("snapshot_disks_snapshot_id", "snapshot_id"),
             sqlite_autoincrement=True,
         ),

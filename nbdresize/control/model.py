@@ -1,7 +1,7 @@
 """What control answers with: values that stay as they were when they were read. Sizes in bytes."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -149,7 +149,11 @@ class Image:
 
 @dataclass(frozen=True)
 class SnapshotDisk:
-    """One disk as it was at a snapshot's instant. `space` is what it is charged."""
+    """One disk as it was at a snapshot's instant. `space` is what it is charged.
+
+    `shared`: it shares its blocks with the disk until that is written; else it is a copy in full. `preallocated`: the
+    disk's space was reserved.
+    """
 
     disk_id: int
     slot: int
@@ -158,6 +162,8 @@ class SnapshotDisk:
     volume: str
     image: str | None = None
     minimum: int = 0
+    shared: bool = True
+    preallocated: bool = False
 
     @property
     def name(self) -> str:
@@ -181,6 +187,30 @@ class Snapshot:
     @property
     def space(self) -> int:
         return sum(disk.space for disk in self.disks)
+
+    @property
+    def copied(self) -> int:
+        """What had to be copied since it could not share blocks with its disk, as far as it takes space."""
+        return sum(disk.space for disk in self.disks if not disk.shared)
+
+
+@dataclass(frozen=True)
+class SnapshotReport:
+    """The snapshots of a VM, the oldest first, and their space as it was measured.
+
+    `frees`: what the deletion of each would give back to the budget, by name. `held`: what only snapshots still have,
+    while the disks have other blocks by now, or none.
+    """
+
+    vm: str
+    snapshots: tuple[Snapshot, ...]
+    frees: Mapping[str, int]
+    held: int
+
+    @property
+    def space(self) -> int:
+        """What all of them together are charged."""
+        return sum(snapshot.space for snapshot in self.snapshots)
 
 
 @dataclass(frozen=True)

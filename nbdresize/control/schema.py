@@ -81,6 +81,8 @@ snapshot_disks = sql.Table(
     sql.Column("volume", sql.Text, nullable=False, unique=True),
     sql.Column("image", sql.Text),
     sql.Column("minimum", sql.BigInteger, nullable=False),
+    sql.Column("shared", sql.Boolean, nullable=False),
+    sql.Column("preallocated", sql.Boolean, nullable=False),
 )
 """`disk_id` is no reference: the disk may have been deleted since."""
 

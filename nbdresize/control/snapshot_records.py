@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from nbdresize.control import schema
-from nbdresize.control.model import Disk, Snapshot, SnapshotDisk
+from nbdresize.control.model import Snapshot, SnapshotDisk
 
 
 def read_snapshots(connection: sql.Connection, vm_id: int, vm: str) -> list[Snapshot]:
@@ -26,21 +26,31 @@ def read_snapshots(connection: sql.Connection, vm_id: int, vm: str) -> list[Snap
     ]
 
 
-def insert_snapshot(connection: sql.Connection, vm_id: int, name: str, disks: Sequence[tuple[Disk, int, str]]) -> int:
-    """A snapshot of these disks, each with what is reserved for it and the name of its volume; the snapshot's id."""
+def read_whole_snapshots(connection: sql.Connection, vm_id: int, vm: str) -> list[Snapshot]:
+    """The snapshots that users see: neither half made nor half deleted; the oldest first."""
+    table = schema.intents
+    wanted = sql.select(table.c.snapshot_id).where(table.c.vm_id == vm_id, table.c.snapshot_id.is_not(None))
+    unfinished = set(connection.scalars(wanted))
+    return [each for each in read_snapshots(connection, vm_id, vm) if each.id not in unfinished]
+
+
+def insert_snapshot(connection: sql.Connection, vm_id: int, name: str, disks: Sequence[SnapshotDisk]) -> int:
+    """A snapshot of these disks, each with what is reserved for it; the snapshot's id."""
     values = {"vm_id": vm_id, "name": name, "created": int(time.time())}
     added = sql.insert(schema.snapshots).values(values).returning(schema.snapshots.c.id)
     snapshot_id = int(connection.execute(added).scalar_one())
-    for disk, space, volume in disks:
+    for disk in disks:
         row = {
             "snapshot_id": snapshot_id,
-            "disk_id": disk.id,
+            "disk_id": disk.disk_id,
             "slot": disk.slot,
             "size": disk.size,
-            "space": space,
-            "volume": volume,
+            "space": disk.space,
+            "volume": disk.volume,
             "image": disk.image,
             "minimum": disk.minimum,
+            "shared": disk.shared,
+            "preallocated": disk.preallocated,
         }
         connection.execute(sql.insert(schema.snapshot_disks).values(row))
     return snapshot_id
@@ -59,6 +69,12 @@ def set_spaces(connection: sql.Connection, spaces: Mapping[str, int]) -> None:
         connection.execute(sql.update(table).where(table.c.volume == volume).values(space=space))
 
 
+def set_shared(connection: sql.Connection, volume: str, *, shared: bool) -> None:
+    """Whether the snapshot's volume shares blocks with its disk."""
+    table = schema.snapshot_disks
+    connection.execute(sql.update(table).where(table.c.volume == volume).values(shared=shared))
+
+
 def delete_snapshots(connection: sql.Connection, snapshot_ids: Iterable[int]) -> None:
     ids = list(snapshot_ids)
     connection.execute(sql.delete(schema.snapshot_disks).where(schema.snapshot_disks.c.snapshot_id.in_(ids)))
@@ -67,5 +83,13 @@ def delete_snapshots(connection: sql.Connection, snapshot_ids: Iterable[int]) ->
 
 def _disk(row: Mapping[Any, Any]) -> SnapshotDisk:
     return SnapshotDisk(
-        row["disk_id"], row["slot"], row["size"], row["space"], row["volume"], row["image"], row["minimum"]
+        row["disk_id"],
+        row["slot"],
+        row["size"],
+        row["space"],
+        row["volume"],
+        row["image"],
+        row["minimum"],
+        row["shared"],
+        row["preallocated"],
     )

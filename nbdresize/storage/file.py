@@ -193,6 +193,9 @@ class FilePool(Pool):
     def spaces(self, names: Sequence[str]) -> list[int]:
         return sharing.spaces(self._blocks(name) for name in names)
 
+    def alone(self, names: Sequence[str]) -> list[int]:
+        return sharing.alone([self._blocks(name) for name in names])
+
     def held(self, names: Sequence[str], but: Sequence[str]) -> int:
         wanted = [self._blocks(name) for name in names if name not in but]
         return sharing.held(wanted, (self._blocks(name) for name in but))

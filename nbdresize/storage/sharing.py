@@ -29,6 +29,17 @@ class Places:
     def __or__(self, other: "Places") -> "Places":
         return places(chain(self.starts, other.starts), chain(self.ends, other.ends))
 
+    def __and__(self, other: "Places") -> "Places":
+        """Of two sets no byte is in more than both, so that each start comes before the end that is next but one.
+
+        Hence exactly where a start lies before the end before it, sorted each by themselves, both have begun and
+        neither has ended.
+        """
+        starts = sorted(chain(self.starts, other.starts))[1:]
+        ends = sorted(chain(self.ends, other.ends))
+        both = array("b", map(operator.lt, starts, ends))
+        return Places(array("Q", compress(starts, both)), array("Q", compress(ends, both)))
+
 
 def places(starts: Iterable[int], ends: Iterable[int]) -> Places:
     """The union of ranges that are not empty, in any order: the n-th is the n-th start to the n-th end.
@@ -64,6 +75,15 @@ def spaces(files: Iterable[Blocks]) -> list[int]:
         before, total = total, union.total()
         found.append(total - before + file.alone)
     return found
+
+
+def alone(files: Sequence[Blocks]) -> list[int]:
+    """Of each file, the bytes that no other has."""
+    union, several = Places(), Places()
+    for file in files:
+        several |= union & file.places
+        union |= file.places
+    return [file.places.total() - (file.places & several).total() + file.alone for file in files]
 
 
 def held(files: Sequence[Blocks], but: Iterable[Blocks]) -> int:

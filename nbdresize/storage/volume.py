@@ -43,6 +43,10 @@ class Volume(ABC):
     def allocated(self) -> int:
         """The bytes that it takes in its pool."""
 
+    def preallocated(self) -> bool:
+        """Whether its space was reserved when it was created, so that growing reserves too and trimming frees none."""
+        return False
+
     @abstractmethod
     def grow(self, size: int, progress: Progress = no_progress) -> None:
         """Make it `size` bytes long, durably; the new range reads as zeroes. Nothing changes if it already is.
@@ -138,6 +142,13 @@ class Pool(ABC):
 
         The sum is what all of them take together. Blocks are told apart by where they lie, where the file system
         says that; what it does not say (compressed data, say) counts in full.
+        """
+
+    @abstractmethod
+    def alone(self, names: Sequence[str]) -> list[int]:
+        """Of each of these volumes, the bytes of its blocks that no other in the list has, counted as `spaces`.
+
+        That is by how much the sum of `spaces` is less without it.
         """
 
     @abstractmethod
