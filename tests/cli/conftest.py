@@ -20,11 +20,14 @@ def nbdresize(tmp_path: Path) -> Command:
 def web1(nbdresize: Command) -> Command:
     """The command, with a VM web1: budget 100 GiB, disk0 of 20 GiB, disk1 of 5 GiB."""
     with Control.open(StateDirectory(nbdresize.root)) as control:
+        control.update_pool(overcommit="unlimited")
         control.create_vm("web1", 100 * GIB, [SizeRequest(exact=20 * GIB), SizeRequest(exact=5 * GIB)])
     return nbdresize
 
 
 @pytest.fixture
 def inside(nbdresize: Command, capsys: pytest.CaptureFixture[str]) -> Inside:
-    """The same without a process of its own."""
+    """The same without a process of its own, in a pool that promises whatever this machine's disk holds."""
+    with Control.open(StateDirectory(nbdresize.root)) as control:
+        control.update_pool(overcommit="unlimited")
     return Inside(nbdresize.root, capsys)

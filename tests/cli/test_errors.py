@@ -189,6 +189,8 @@ def test_a_state_directory_of_nobody(nbdresize: Command, tmp_path: Path) -> None
 def test_a_state_directory_on_a_full_or_read_only_file_system(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path, size=4 << 20) as point:
         nbdresize = Command(point / "state")
+        with Control.open(StateDirectory(nbdresize.root)) as control:
+            control.update_pool(overcommit="unlimited")
         nbdresize("vm", "create", "web1", "--disk-space", "100G", "--disk", "1G").ok()
         changes = (
             ("vm", "create", "web2", "--disk-space", "10G", "--disk", "1G"),

@@ -58,6 +58,7 @@ def root(tmp_path: Path) -> Path:
     """A state directory with a VM web1: budget 100 GiB, disk0 of 20 GiB."""
     root = tmp_path / "state"
     with Control.open(StateDirectory(root)) as control:
+        control.update_pool(overcommit="unlimited")  # whatever this machine's disk holds
         control.create_vm("web1", 100 * GIB, [SizeRequest(exact=20 * GIB)])
     return root
 

@@ -54,6 +54,7 @@ def ledger(tmp_path_factory: Paths) -> Iterator[Control]:
     """The state directory of `grow_worker` and `all_worker`, for a test to have its own VM in."""
     root = tmp_path_factory.mktemp("ledger")
     with Control.open(StateDirectory(root)) as control:
+        control.update_pool(overcommit="unlimited")  # a VM for every test, whatever this machine's disk holds
         yield control
 
 
