@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import disks, names, operations, pool, records, recovery, vms
+from nbdresize.control import disks, names, operation_log, pool, records, recovery, switches, switching, vms
 from nbdresize.control.budget import largest
 from nbdresize.control.leases import Lease, enter
 from nbdresize.control.model import (
@@ -28,6 +28,7 @@ from nbdresize.control.model import (
 from nbdresize.control.operations import Listener, nobody
 from nbdresize.control.records import Kind
 from nbdresize.control.site import Site, disk_of, open_site
+from nbdresize.control.switches import Switches
 from nbdresize.control.vms import NewVM
 from nbdresize.errors import ResourceNotFound
 from nbdresize.units import SizeRequest
@@ -271,31 +272,81 @@ class Control:
             entry = self._site.entry(vm)
         return disk_of(entry, slot)
 
+    # Switches
+
+    def switches(self) -> Switches:
+        """Everything that is switched."""
+        with self._site.ledger.reading() as connection:
+            return switches.read_named(connection)
+
+    def set_switch(
+        self,
+        feature: str,
+        value: str,
+        *,
+        vm: str | None = None,
+        owner: str | None = None,
+        operation: str | None = None,
+    ) -> Switches:
+        """Set client_resize (off, grow, all), snapshots or flexible_disks (off, on) for a VM, an owner, or the site.
+
+        The strictest that is set for a VM holds, from the next request on, for clients that are attached too. Raises
+        InvalidArgument, ResourceNotFound.
+        """
+        return switching.set_switch(self._site, feature, value, vm=vm, owner=owner, operation=operation)
+
+    def unset_switch(
+        self, feature: str, *, vm: str | None = None, owner: str | None = None, operation: str | None = None
+    ) -> Switches:
+        """Take a switch away again. Raises InvalidArgument, ResourceNotFound where there is none."""
+        return switching.set_switch(self._site, feature, None, vm=vm, owner=owner, operation=operation)
+
+    def allow(self, feature: str, *owners: str, operation: str | None = None) -> Switches:
+        """Put owners on the feature's list: it is off for the VMs of all others, and for VMs without an owner.
+
+        Raises InvalidArgument.
+        """
+        return switching.set_allowed(self._site, feature, owners, allowed=True, operation=operation)
+
+    def disallow(self, feature: str, *owners: str, operation: str | None = None) -> Switches:
+        """Take owners off the feature's list; with the last of them, the list is gone, and all may use it again.
+
+        Raises InvalidArgument, ResourceNotFound.
+        """
+        return switching.set_allowed(self._site, feature, owners, allowed=False, operation=operation)
+
     # The pool
 
     def pool(self) -> Pool:
         """What the pool holds, and how much of it is promised. Raises VolumeFailed where it can't be seen."""
         return pool.read_pool(self._site)
 
-    def update_pool(self, *, capacity: int | None = None, overcommit: str | None = None) -> Pool:
+    def update_pool(
+        self, *, capacity: int | None = None, overcommit: str | None = None, operation: str | None = None
+    ) -> Pool:
         """Change what the pool may promise; None leaves it as it is.
 
         `capacity` in bytes, 0 for that of its file system; `overcommit` how many times it may be promised: a number,
         or "unlimited". What is promised already stays so. Raises InvalidArgument.
         """
-        return pool.update_pool(self._site, capacity=capacity, overcommit=overcommit)
+        return pool.update_pool(self._site, capacity=capacity, overcommit=overcommit, operation=operation)
 
     # Operations
 
-    def operations(self) -> list[Operation]:
-        """Those that run, and the last thousand of those of the last week, the newest first."""
+    def operations(
+        self, *, vm: str | None = None, running: bool = False, limit: int = operation_log.MOST_LISTED
+    ) -> list[Operation]:
+        """Those that run, and the last `limit` of those of the last week, the newest first; all, or those of a `vm`.
+
+        With `running`, only those that run.
+        """
         with self._site.ledger.reading() as connection:
-            return operations.read_all(connection)
+            return operation_log.read_all(connection, vm=vm, running=running, limit=limit)
 
     def operation(self, operation: str) -> Operation:
         """Raises ResourceNotFound."""
         with self._site.ledger.reading() as connection:
-            return operations.read(connection, names.operation_id(operation))
+            return operation_log.read(connection, names.operation_id(operation))
 
     def cancel_operation(self, operation: str) -> Operation:
         """Have a running operation undo itself, which its next look at its progress does.
@@ -303,7 +354,7 @@ class Control:
         Raises ResourceNotFound, ResourceInUse where it has ended.
         """
         with self._site.ledger.deciding() as connection:
-            return operations.ask_to_cancel(connection, names.operation_id(operation))
+            return operation_log.ask_to_cancel(connection, names.operation_id(operation))
 
     def close(self) -> None:
         self._site.ledger.close()

@@ -13,6 +13,9 @@ _OPERATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}", re.ASCII)
 _OWNER = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 _LONGEST_SHOWN = 80
 
+UNNAMED = "auto-"
+"""How the id of an operation begins that its caller gave none."""
+
 
 def shown(text: object) -> str:
     """`text` as an error message quotes it: control characters escaped, at most about 80 characters."""
@@ -62,7 +65,7 @@ def check_owner(owner: str | None) -> str | None:
 def operation_id(given: str | None) -> str:
     """The caller's id of an operation, else a fresh one. Raises InvalidArgument."""
     if given is None:
-        return secrets.token_hex(16)
+        return UNNAMED + secrets.token_hex(8)
     if not isinstance(given, str) or not _OPERATION.fullmatch(given):
         raise InvalidArgument(
             f"{shown(given)} can't be the id of an operation",

@@ -1,7 +1,7 @@
 """Operations: what was asked, how far it is, and what came of it, so that it can be watched, cancelled and retried.
 
 Every change has a row from the moment it is promised. The functions that take a connection work inside the caller's
-transaction; `Task` is what a running operation reports to.
+transaction; `Task` is what a running operation reports to. `operation_log` looks at them.
 """
 
 import json
@@ -15,16 +15,17 @@ from typing import Any
 import sqlalchemy as sql
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import admin_client, schema
+from nbdresize.control import admin_client, names, schema
 from nbdresize.control.ledger import Ledger
-from nbdresize.control.model import Operation, OperationState, Progress, Stage
-from nbdresize.errors import InvalidArgument, NbdresizeError, OperationCancelled, ResourceInUse, ResourceNotFound
+from nbdresize.control.model import OperationState, Progress, Stage
+from nbdresize.errors import InvalidArgument, NbdresizeError, OperationCancelled
 
 REMEMBERED_SECONDS = 7 * 24 * 3600
 """How long a finished operation is known, so that its retry changes nothing."""
 
-MOST_LISTED = 1000
-"""Of the finished operations, the last ones."""
+MOST_UNNAMED = 10_000
+"""Operations that nobody gave an id, and so nobody can retry, are forgotten earlier where there are more since then:
+clients may resize as often as they like, which must not fill the ledger."""
 
 _REPORT_EVERY = 0.5
 _LONGEST_ERROR = 1000
@@ -103,7 +104,7 @@ class Task:
         """A ledger that can't be written for the moment costs a report, not the operation."""
         cancelling = False
         with suppress(NbdresizeError), self.ledger.deciding() as connection:
-            cancelling = _advance(connection, self.request.id, progress)
+            cancelling = _advance(connection, self.request.id, progress, self.stages())
         if cancelling:
             raise OperationCancelled(
                 f"{self.request.kind} {self.request.subject} was cancelled",
@@ -130,8 +131,7 @@ def outcome_of(connection: sql.Connection, request: Request) -> dict[str, Any] |
 def begin(connection: sql.Connection, request: Request) -> None:
     """An operation runs from now on, in this process; also one that has failed before. Forgets those of long ago."""
     table, now = schema.operations, time.time()
-    old = sql.delete(table).where(table.c.finished < now - REMEMBERED_SECONDS)
-    connection.execute(old)
+    _forget_old(connection, now)
     connection.execute(sql.delete(table).where(table.c.operation == request.id))
     values = {
         "operation": request.id,
@@ -150,8 +150,7 @@ def done(
     connection: sql.Connection, operation: str, outcome: Mapping[str, object], stages: Sequence[Stage] = ()
 ) -> None:
     """The operation is done; a retry is told `outcome`. `stages` are for whoever looks at it."""
-    kept = [[stage.name, round(stage.seconds, 6)] for stage in stages]
-    _end(connection, operation, OperationState.DONE, outcome=json.dumps(outcome), stages=json.dumps(kept))
+    _end(connection, operation, OperationState.DONE, outcome=json.dumps(outcome), stages=_kept(stages))
 
 
 def remember(connection: sql.Connection, request: Request, outcome: Mapping[str, object]) -> None:
@@ -163,46 +162,30 @@ def remember(connection: sql.Connection, request: Request, outcome: Mapping[str,
 def failed(connection: sql.Connection, operation: str, why: BaseException | None) -> None:
     """The operation has been undone, because of an error, or because its process was killed (None)."""
     cancelled = isinstance(why, OperationCancelled | KeyboardInterrupt)
-    error = "its process was killed" if why is None else str(why) or type(why).__name__
+    error = "its process was killed" if why is None else f"{type(why).__name__}: {why}".removesuffix(": ")
     state = OperationState.CANCELLED if cancelled else OperationState.FAILED
     _end(connection, operation, state, error=error[:_LONGEST_ERROR])
 
 
-def read(connection: sql.Connection, operation: str) -> Operation:
-    """One operation. Raises ResourceNotFound."""
+def _forget_old(connection: sql.Connection, now: float) -> None:
     table = schema.operations
-    row = connection.execute(sql.select(table).where(table.c.operation == operation)).mappings().first()
-    if row is None:
-        raise ResourceNotFound(
-            f"There is no operation {operation}", "nbdresize operations list shows those of the last week"
-        )
-    return _operation(row)
+    connection.execute(sql.delete(table).where(table.c.finished < now - REMEMBERED_SECONDS))
+    newest = sql.select(table.c.started).order_by(table.c.started.desc())
+    last = connection.scalar(newest.offset(MOST_UNNAMED).limit(1))
+    if last is not None:
+        unnamed = table.c.operation.startswith(names.UNNAMED, autoescape=True)
+        old = (table.c.started <= last) & table.c.finished.is_not(None)
+        connection.execute(sql.delete(table).where(old, unnamed))
 
 
-def read_all(connection: sql.Connection) -> list[Operation]:
-    """Those that run, and the last ones that have ended, the newest first."""
-    table = schema.operations
-    wanted = sql.select(table).order_by(table.c.finished.is_(None).desc(), table.c.started.desc()).limit(MOST_LISTED)
-    return [_operation(row) for row in connection.execute(wanted).mappings()]
+def _kept(stages: Sequence[Stage]) -> str:
+    return json.dumps([[stage.name, round(stage.seconds, 6), stage.detail, stage.done] for stage in stages])
 
 
-def ask_to_cancel(connection: sql.Connection, operation: str) -> Operation:
-    """Mark a running operation, which will see that and undo itself.
-
-    Raises ResourceNotFound, and ResourceInUse where it has ended.
-    """
-    found = read(connection, operation)
-    if found.state is not OperationState.RUNNING:
-        raise ResourceInUse(f"Operation {operation} has ended ({found.state.value})", "there is nothing left to cancel")
-    table = schema.operations
-    connection.execute(sql.update(table).where(table.c.operation == operation).values(cancelling=True))
-    return read(connection, operation)
-
-
-def _advance(connection: sql.Connection, operation: str, progress: Progress) -> bool:
+def _advance(connection: sql.Connection, operation: str, progress: Progress, stages: Sequence[Stage]) -> bool:
     """Record how far an operation is; whether somebody asks to cancel it."""
     table = schema.operations
-    values = {"step": progress.step, "done": progress.done, "total": progress.total}
+    values = {"step": progress.step, "done": progress.done, "total": progress.total, "stages": _kept(stages)}
     change = sql.update(table).where(table.c.operation == operation).values(values).returning(table.c.cancelling)
     return bool(connection.execute(change).scalar())
 
@@ -211,21 +194,3 @@ def _end(connection: sql.Connection, operation: str, state: OperationState, **va
     table = schema.operations
     ended = {"state": state.value, "finished": time.time(), "pid": None, "cancelling": False, **values}
     connection.execute(sql.update(table).where(table.c.operation == operation).values(ended))
-
-
-def _operation(row: Mapping[Any, Any]) -> Operation:
-    progress = None if row["step"] is None else Progress(row["step"], row["done"], row["total"])
-    stages = tuple(Stage(*each) for each in json.loads(row["stages"] or "[]"))
-    return Operation(
-        row["operation"],
-        row["kind"],
-        row["subject"],
-        OperationState(row["state"]),
-        row["started"],
-        row["finished"],
-        progress,
-        stages,
-        row["error"],
-        row["cancelling"],
-        row["pid"],
-    )

@@ -5,9 +5,10 @@ from fractions import Fraction
 
 import sqlalchemy as sql
 
-from nbdresize.control import schema
+from nbdresize.control import names, operations, records, schema
 from nbdresize.control.model import Pool
 from nbdresize.control.pool_terms import PoolTerms
+from nbdresize.control.records import Kind
 from nbdresize.control.site import Site
 from nbdresize.errors import InvalidArgument
 from nbdresize.units import MAX_SIZE
@@ -65,17 +66,21 @@ def read_pool(site: Site) -> Pool:
         return _read(connection, found)
 
 
-def update_pool(site: Site, *, capacity: int | None, overcommit: str | None) -> Pool:
+def update_pool(site: Site, *, capacity: int | None, overcommit: str | None, operation: str | None = None) -> Pool:
     """Change what the pool may promise. See Control.update_pool."""
     if capacity is not None and not 0 <= capacity <= MAX_SIZE:
         raise InvalidArgument(f"{capacity} bytes is no capacity", "give a size such as 1T, or 0 for what there is")
+    ratio = None if overcommit is None else parse_overcommit(overcommit)
+    arguments = records.arguments_of(Kind.UPDATE_POOL, capacity=capacity, overcommit=overcommit)
+    request = operations.Request(names.operation_id(operation), Kind.UPDATE_POOL.value, "the pool", arguments)
     found = measured(site)
     with site.ledger.deciding() as connection:
-        if capacity is not None:
-            _put(connection, _CAPACITY, str(capacity) if capacity else None)
-        if overcommit is not None:
-            ratio = parse_overcommit(overcommit)
-            _put(connection, _OVERCOMMIT, _UNLIMITED if ratio is None else str(ratio))
+        if operations.outcome_of(connection, request) is None:
+            if capacity is not None:
+                _put(connection, _CAPACITY, str(capacity) if capacity else None)
+            if overcommit is not None:
+                _put(connection, _OVERCOMMIT, _UNLIMITED if ratio is None else str(ratio))
+            operations.remember(connection, request, {})
         return _read(connection, found)
 
 

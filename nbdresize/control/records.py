@@ -32,6 +32,10 @@ class Kind(enum.Enum):
     ROLL_BACK = "roll_back"
     ADD_IMAGE = "add_image"
     DELETE_IMAGE = "delete_image"
+    CREATE_PACKAGE = "create_package"
+    DELETE_PACKAGE = "delete_package"
+    SET_SWITCH = "set_switch"
+    UPDATE_POOL = "update_pool"
 
 
 WHOLE_VM = frozenset({Kind.CREATE_VM, Kind.DELETE_VM})

@@ -12,7 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbdresize.control import admin_client, catalog_records, intents, locks, names, records, snapshot_records
+from nbdresize.control import (
+    admin_client,
+    catalog_records,
+    intents,
+    locks,
+    names,
+    operation_log,
+    records,
+    snapshot_records,
+)
 from nbdresize.control.leases import lease_path, remove_left_doors
 from nbdresize.control.locks import SUFFIX
 from nbdresize.control.model import Disk, Stage
@@ -25,6 +34,9 @@ DELETIONS = frozenset({Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE})
 
 WAIT = 10.0
 """Seconds to wait for another change of the same VM to end."""
+
+_OF_IMAGES = frozenset({Kind.ADD_IMAGE, Kind.DELETE_IMAGE})
+_OF_VMS = frozenset(Kind) - _OF_IMAGES
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,11 @@ class Change:
 def changing(site: Site, vm: str, wait: float = WAIT, wanted: Callable[[], bool] = lambda: True) -> Iterator[Change]:
     """Hold the lock of `vm`, with its unfinished changes completed.
 
-    Raises ResourceInUse after `wait` seconds, or once it is not `wanted` any more.
+    Raises ResourceInUse after `wait` seconds, or once it is not `wanted` any more; it names the operation that goes on.
     """
-    with locks.lock_vm(site.state.locks, vm, wait, wanted) as lock:
+    with _named(site, f"VM {vm}", vm, _OF_VMS):
+        held = locks.lock_vm(site.state.locks, vm, wait, wanted)
+    with held as lock:
         try:
             yield Change(lock, recover_vm(site, vm))
         finally:
@@ -72,6 +86,20 @@ def changing_image(site: Site, image: str, wait: float = WAIT, *, exclusive: boo
         finally:
             if exclusive:
                 _forget_image_lock(site, image, lock)
+
+
+@contextmanager
+def _named(site: Site, what: str, subject: str, kinds: frozenset[Kind]) -> Iterator[None]:
+    """A lock that can't be had is explained by the operation that holds it, where the ledger knows one."""
+    try:
+        yield
+    except ResourceInUse as busy:
+        running = None
+        with suppress(NbdresizeError), site.ledger.reading() as connection:
+            running = operation_log.running_on(connection, subject, frozenset(kind.value for kind in kinds))
+        if running is None:
+            raise
+        raise operation_log.busy(what, running) from busy
 
 
 def recover_all(site: Site) -> None:

@@ -1,16 +1,17 @@
 """Switches: which features a site, an owner and a VM may use (RFD 44, "Ability to Disable" and "Initial Rollout").
 
-Of all that are set for a VM, the strictest holds. A feature with a list of allowed owners is off for all others.
-Functions work inside the caller's transaction.
+Of all that are set for a VM, the strictest holds; a server has one more for client_resize, which `serve` is given. A
+feature with a list of allowed owners is off for all others. Functions work inside the caller's transaction.
 """
 
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import sqlalchemy as sql
 
-from nbdresize.control import schema
+from nbdresize.control import names, schema
 from nbdresize.control.model import Allowed, ClientResize
 from nbdresize.errors import InvalidArgument
 
@@ -29,6 +30,16 @@ class Feature(enum.Enum):
             return tuple(each.value for each in ClientResize)
         return ("off", "on")
 
+    @classmethod
+    def named(cls, name: str) -> "Feature":
+        """The feature that users call so; dashes are fine. Raises InvalidArgument."""
+        wanted = name.replace("-", "_") if isinstance(name, str) else name
+        found = next((each for each in cls if each.value == wanted), None)
+        if found is None:
+            known = ", ".join(each.value for each in cls)
+            raise InvalidArgument(f"{names.shown(name)} can't be switched", f"what can be: {known}")
+        return found
+
 
 class Scope(enum.Enum):
     """What a switch holds for. ALLOWED is no switch: an owner on the feature's list."""
@@ -37,6 +48,24 @@ class Scope(enum.Enum):
     OWNER = "owner"
     VM = "vm"
     ALLOWED = "allowed"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A feature set to `value` for the whole site, for the owner or for the VM that `subject` names."""
+
+    feature: Feature
+    scope: Scope
+    subject: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Switches:
+    """All that is switched: what is set, and of each feature that has a list, the owners on it."""
+
+    settings: tuple[Switch, ...] = ()
+    allowed: Mapping[Feature, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +90,14 @@ class Rules:
             self._strictest(Feature.FLEXIBLE_DISKS, vm_id, owner) != "off",
         )
 
-    def allowed_owners(self, feature: Feature) -> list[str]:
-        """The owners on the feature's list; where there are any, it is off for all others."""
-        return sorted(subject for each, scope, subject in self.values if each is feature and scope is Scope.ALLOWED)
+    @cached_property
+    def lists(self) -> Mapping[Feature, frozenset[str]]:
+        """The owners on each feature's list; where there are any, it is off for all others."""
+        listed = [(feature, subject) for feature, scope, subject in self.values if scope is Scope.ALLOWED]
+        return {each: frozenset(subject for feature, subject in listed if feature is each) for each in Feature}
 
     def _strictest(self, feature: Feature, vm_id: int, owner: str | None) -> str | None:
-        listed = self.allowed_owners(feature)
+        listed = self.lists[feature]
         if listed and owner not in listed:
             return "off"
         subjects = [(Scope.SITE, ""), (Scope.VM, str(vm_id))]
@@ -82,12 +113,27 @@ def read(connection: sql.Connection) -> Rules:
     return Rules({(Feature(row["feature"]), Scope(row["scope"]), row["subject"]): row["value"] for row in rows})
 
 
+def read_named(connection: sql.Connection) -> Switches:
+    """All switches, for people: VMs by name; by feature, the widest first."""
+    rules = read(connection)
+    vms = schema.vms
+    known = dict(connection.execute(sql.select(sql.cast(vms.c.id, sql.Text), vms.c.name)).tuples().all())
+    settings = [
+        Switch(feature, scope, known.get(subject, subject) if scope is Scope.VM else subject, value)
+        for (feature, scope, subject), value in rules.values.items()
+        if scope is not Scope.ALLOWED
+    ]
+    features, scopes = list(Feature), list(Scope)
+    settings.sort(key=lambda each: (features.index(each.feature), scopes.index(each.scope), each.subject))
+    return Switches(tuple(settings), {each: tuple(sorted(owners)) for each, owners in rules.lists.items() if owners})
+
+
 def put(connection: sql.Connection, feature: Feature, scope: Scope, subject: str, value: str | None) -> None:
     """Set a switch; None takes it away. Raises InvalidArgument for a value that the feature does not have."""
     table = schema.switches
     if value is not None and scope is not Scope.ALLOWED and value not in feature.values:
         raise InvalidArgument(
-            f"{value!r} is no value of {feature.value}", f"it can be set to {', '.join(feature.values)}"
+            f"{names.shown(value)} is no value of {feature.value}", f"it can be set to {', '.join(feature.values)}"
         )
     here = (table.c.feature == feature.value) & (table.c.scope == scope.value) & (table.c.subject == subject)
     connection.execute(sql.delete(table).where(here))
