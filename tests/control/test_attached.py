@@ -43,7 +43,7 @@ class Server:
         self.connection = Connection(self.control)
         self.asked: list[str] = []
         self._comes_back = comes_back
-        self._returning = threading.Thread(target=self._come_back)
+        self._returning: list[threading.Thread] = []
         self._path = state.run / "1-0123abcd.admin"
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(self._path))
@@ -65,7 +65,8 @@ class Server:
                 elif request["command"] == "drop":
                     self.connection.lease.release()
                     if self._comes_back:
-                        self._returning.start()
+                        self._returning.append(threading.Thread(target=self._come_back))
+                        self._returning[-1].start()
                 else:
                     self.connection.learn()
                 client.sendall(b'{"ok": true, "clients": 1, "dropped": 1}\n')
@@ -77,8 +78,8 @@ class Server:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join(60)
-        if self._returning.is_alive():
-            self._returning.join(60)
+        for returning in self._returning:
+            returning.join(60)
         self.connection.lease.release()
         self.control.close()
         Path(self._path).unlink()

