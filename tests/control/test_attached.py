@@ -26,9 +26,9 @@ SMALLER = SizeRequest(exact=MIB)
 class Connection:
     """A client's connection as a server has it: a lease, and a size that it learns on being told."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, wait: float = 2.0) -> None:
         self._control = control
-        disk, self.lease = control.take_lease("vm", "disk0")
+        disk, self.lease = control.take_lease("vm", "disk0", wait)
         self.size = disk.size
 
     def learn(self) -> None:
@@ -63,16 +63,24 @@ class Server:
                 if "vm/disk0" not in request["exports"]:
                     pass
                 elif request["command"] == "drop":
-                    self.connection.lease.release()
+                    dropped = self.connection
                     if self._comes_back:
-                        self._returning.append(threading.Thread(target=self._come_back))
-                        self._returning[-1].start()
+                        self._come_back_at_once()
+                    dropped.lease.release()
                 else:
                     self.connection.learn()
                 client.sendall(b'{"ok": true, "clients": 1, "dropped": 1}\n')
 
+    def _come_back_at_once(self) -> None:
+        """The client is back before its old connection has ended, unless it has to wait."""
+        try:
+            self.connection = Connection(self.control, 0)
+        except ResourceInUse:
+            self._returning.append(threading.Thread(target=self._come_back))
+            self._returning[-1].start()
+
     def _come_back(self) -> None:
-        self.connection = Connection(self.control)
+        self.connection = Connection(self.control, 60)
 
     def end(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
