@@ -1,4 +1,4 @@
-"""A state directory of its own for each test, and its Control, whose pool promises whatever this machine's disk holds."""
+"""A state directory of its own for each test, and its Control; its pool promises more than this machine holds."""
 
 from collections.abc import Iterator
 from pathlib import Path
