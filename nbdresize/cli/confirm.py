@@ -1,11 +1,16 @@
 """Asking before something is lost for good."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from nbdresize.cli import output
 from nbdresize.cli.failures import Misuse
+from nbdresize.errors import ResourceNotFound
+
+if TYPE_CHECKING:
+    from nbdresize.control.control import Control
 
 DETAILS = (
     "On a terminal it asks first; without one it refuses (exit code 2), unless --yes is given."
@@ -24,3 +29,13 @@ def confirm(loss: str, *, yes: bool) -> None:
     if sys.stdin is None or not sys.stdin.isatty():
         raise Misuse(f"Deleting {loss} needs --yes where there is no terminal to ask at", "add it, or use a terminal")
     typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)
+
+
+def done_before(control: "Control", operation: str | None) -> bool:
+    """Whether that operation is done, so that its retry loses nothing and needs no leave."""
+    from nbdresize.control.model import OperationState
+
+    try:
+        return operation is not None and control.operation(operation).state is OperationState.DONE
+    except ResourceNotFound:
+        return False

@@ -1,13 +1,17 @@
 """The commands of `nbdresize disk`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdresize.cli import options, output, views
+from nbdresize.cli import options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
-from nbdresize.cli.confirm import confirm
+from nbdresize.cli.confirm import confirm, done_before
+from nbdresize.cli.failures import Misuse
 from nbdresize.units import parse_size_request
+
+if TYPE_CHECKING:
+    from nbdresize.control.model import DiskChanges
 
 HELP = options.explained(
     "Disks of a VM: listed, added, resized while in use, deleted.",
@@ -34,17 +38,19 @@ _ADD = options.explained(
     "SIZE is a size such as 20G, or 'remaining' for all that is free in the VM's budget.",
 )
 _RESIZE = options.explained(
-    "Resize a disk, also while clients are attached.",
+    "Resize a disk, or several at once, also while clients are attached.",
     """
     nbdresize disk resize web1 disk0 30G
     nbdresize disk resize web1 disk0 +10G
     nbdresize disk resize web1 disk1 remaining
     nbdresize disk resize web1 disk1 5G --dangerous-allow-shrink
+    nbdresize disk resize web1 --set disk0=30G --set disk1=20G
     """,
     "SIZE is the new size, '+' and what to add, or 'remaining' to add all that is free in the VM's budget. New space"
     " reads as zeroes. Success means that the volume, the ledger and every running server have the new size; the"
     " table shows each with its time. A smaller size cuts off what lies behind it and needs"
-    " --dangerous-allow-shrink, and a disk that no client has attached.",
+    " --dangerous-allow-shrink, and a disk that no client has attached. Of several disks, each given as --set"
+    " DISK=SIZE, all are resized or none is; what one gives up, another may take.",
 )
 _DELETE = options.explained(
     "Delete a disk of a VM.",
@@ -84,8 +90,8 @@ def add(
     root: options.Root = None,
 ) -> None:
     request = parse_size_request(size)
-    with options.control(root) as control:
-        disk = control.add_disk(vm, request, preallocate=preallocate, operation=operation)
+    with options.control(root) as control, progress.shown(json=json) as listener:
+        disk = control.add_disk(vm, request, preallocate=preallocate, operation=operation, listener=listener)
     if json:
         output.document({"vm": disk.vm, **views.disk_json(disk)})
     else:
@@ -94,8 +100,21 @@ def add(
 
 def resize(
     vm: options.VMName,
-    disk: options.DiskName,
-    size: options.SizeText,
+    disk: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DISK", help="disk0 to disk7.", autocompletion=options.complete_disk, show_default=False
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Argument(metavar="SIZE", help="20G, 1048576, +5G, remaining.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="DISK=SIZE", help="One of several disks, with its size; repeatable.", show_default=False
+        ),
+    ] = None,
     shrink: Annotated[
         bool, typer.Option("--dangerous-allow-shrink", help="Allow a smaller size; what lies behind it is lost.")
     ] = False,
@@ -110,29 +129,62 @@ def resize(
 ) -> None:
     from nbdresize.control.model import ResizeOptions
 
-    request = parse_size_request(size)
     allowed = ResizeOptions(shrink=shrink, disconnect=disconnect, wait=wait)
-    with options.control(root) as control:
-        outcome = control.resize_disk(vm, disk, request, allowed, operation=operation)
+    if settings:
+        if disk is not None:
+            raise Misuse("A disk was given beside --set", f"give that one as --set too: --set {disk}=SIZE")
+        changes = _changes(settings)
+        with options.control(root) as control, progress.shown(json=json) as listener:
+            several = control.change_disks(vm, changes, allowed, operation=operation, listener=listener)
+        if json:
+            output.document(views.changes_json(several))
+        else:
+            views.show_changes(several, exact=exact)
+        return
+    if disk is None or size is None:
+        missing = "DISK" if disk is None else "SIZE"
+        raise Misuse(
+            f"Missing argument '{missing}'", "give a disk and its size, or --set DISK=SIZE for each of several"
+        )
+    request = parse_size_request(size)
+    with options.control(root) as control, progress.shown(json=json) as listener:
+        outcome = control.resize_disk(vm, disk, request, allowed, operation=operation, listener=listener)
     if json:
         output.document(views.outcome_json(outcome))
     else:
         views.show_outcome(outcome, exact=exact)
 
 
+def _changes(settings: list[str]) -> "DiskChanges":
+    """What --set says, of each disk once."""
+    from nbdresize.control.model import DiskChanges, DiskUpdate
+    from nbdresize.control.names import disk_slot, shown
+
+    updates = []
+    for setting in settings:
+        disk, equals, size = setting.partition("=")
+        if not equals:
+            raise Misuse(f"--set {shown(setting)} says no size", "give a disk and its size, as in --set disk0=30G")
+        updates.append(DiskUpdate(disk_slot(disk), parse_size_request(size)))
+    return DiskChanges(update=tuple(updates))
+
+
 def delete(
     vm: options.VMName,
     disk: options.DiskName,
     yes: options.Yes = False,
+    operation: options.Operation = None,
     json: options.Json = False,
     root: options.Root = None,
 ) -> None:
+    loss = f"{vm}/{disk}"
     with options.control(root) as control:
-        found = control.disk(vm, disk)
-        loss = f"{found.export_name} ({output.size(found.size)})"
-        confirm(loss, yes=yes)
-        control.delete_disk(vm, disk)
+        if not done_before(control, operation):
+            found = control.disk(vm, disk)
+            loss = f"{loss} ({output.size(found.size)})"
+            confirm(loss, yes=yes)
+        control.delete_disk(vm, disk, operation=operation)
     if json:
-        output.document({"vm": found.vm, "disk": found.name, "deleted": True})
+        output.document({"vm": vm, "disk": disk, "deleted": True})
     else:
         output.line(f"{loss}: deleted")

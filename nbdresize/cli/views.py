@@ -7,7 +7,7 @@ from nbdresize.cli import output
 from nbdresize.cli.output import Column
 
 if TYPE_CHECKING:
-    from nbdresize.control.model import VM, Disk, ResizeOutcome, Stage
+    from nbdresize.control.model import VM, ChangeOutcome, Disk, ResizeOutcome, Stage
 
 Json = dict[str, Any]
 
@@ -21,7 +21,7 @@ def disk_json(disk: "Disk") -> Json:
         "slot": disk.name,
         "size": disk.size,
         "boot": disk.boot,
-        "image": None,
+        "image": disk.image,
         "pci_slot": disk.pci_slot,
         "generation": disk.generation,
         "pending_size": disk.pending_size,
@@ -60,11 +60,27 @@ def outcome_json(outcome: "ResizeOutcome") -> Json:
         "generation": outcome.generation,
         "cause": outcome.cause.name.lower(),
         "operation": outcome.operation,
-        "stages": [
-            {"name": stage.name, "seconds": round(stage.seconds, 6), "detail": stage.detail, "done": stage.done}
-            for stage in _ordered(outcome.stages)
-        ],
+        "stages": _stages_json(outcome.stages),
     }
+
+
+def changes_json(outcome: "ChangeOutcome") -> Json:
+    """What a change of several disks did, with its stages."""
+    return {
+        "vm": outcome.vm,
+        "operation": outcome.operation,
+        "added": [disk_json(disk) for disk in outcome.added],
+        "resized": [outcome_json(each) for each in outcome.resized],
+        "removed": list(outcome.removed),
+        "stages": _stages_json(outcome.stages),
+    }
+
+
+def _stages_json(stages: "Sequence[Stage]") -> list[Json]:
+    return [
+        {"name": stage.name, "seconds": round(stage.seconds, 6), "detail": stage.detail, "done": stage.done}
+        for stage in _ordered(stages)
+    ]
 
 
 def show_vms(vms: Sequence["VM"], *, exact: bool) -> None:
@@ -124,17 +140,36 @@ def budget_line(vm: "VM", *, exact: bool) -> str:
 
 def show_outcome(outcome: "ResizeOutcome", *, exact: bool) -> None:
     """Print what a resize did, and where the new size has arrived."""
+    change = _show_resized(outcome, exact=exact)
+    if outcome.changed:
+        _show_stages(outcome.stages, {"volume": change, "ledger": f"generation {outcome.generation}"})
+
+
+def show_changes(outcome: "ChangeOutcome", *, exact: bool) -> None:
+    """Print what became of each of several disks, and where all of it has arrived."""
+    for disk in outcome.added:
+        output.line(f"{disk.export_name}: {output.size(disk.size, exact=exact)}, added")
+    for resized in outcome.resized:
+        _show_resized(resized, exact=exact)
+    for name in outcome.removed:
+        output.line(f"{outcome.vm}/{name}: deleted")
+    if outcome.added or outcome.removed or any(resized.changed for resized in outcome.resized):
+        _show_stages(outcome.stages, {})
+
+
+def _show_resized(outcome: "ResizeOutcome", *, exact: bool) -> str:
+    """Print the old and the new size; both of them, as shown."""
     old, new = (output.size(number, exact=exact) for number in (outcome.old_size, outcome.size))
     name = f"{outcome.vm}/{outcome.disk}"
-    if not outcome.changed:
-        output.line(f"{name}: {new} already")
-        return
     change = f"{old} {output.arrow()} {new}"
     cause = {"FITTED": ", as far as the budget reaches", "ROUNDED_UP": ", rounded up"}.get(outcome.cause.name, "")
-    output.line(f"{name}: {change}{cause}")
-    details = {"volume": change, "ledger": f"generation {outcome.generation}"}
+    output.line(f"{name}: {change}{cause}" if outcome.changed else f"{name}: {new} already")
+    return change
+
+
+def _show_stages(stages: "Sequence[Stage]", details: dict[str, str]) -> None:
     rows = []
-    for stage in _ordered(outcome.stages):
+    for stage in _ordered(stages):
         detail = stage.detail or details.get(stage.name, "")
         rows.append([stage.name, detail if stage.done else f"pending: {detail}", output.duration(stage.seconds)])
     output.table([Column(""), Column(""), Column("", right=True)], rows, indent=2)
