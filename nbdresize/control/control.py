@@ -6,21 +6,39 @@ changes of any number of processes, and locks that end with their process tell w
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import disks, names, operation_log, pool, records, recovery, switches, switching, vms
+from nbdresize.control import (
+    catalog_records,
+    disks,
+    images,
+    names,
+    operation_log,
+    packages,
+    pool,
+    records,
+    recovery,
+    switches,
+    switching,
+    vms,
+)
 from nbdresize.control.budget import largest
 from nbdresize.control.leases import Lease, enter
 from nbdresize.control.model import (
+    MAX_SNAPSHOTS,
     VM,
     ChangeOutcome,
     ClientResize,
     Disk,
     DiskChanges,
+    DiskSource,
     DiskUpdate,
+    Image,
     Operation,
+    Package,
     Pool,
     ResizeOptions,
     ResizeOutcome,
@@ -314,6 +332,88 @@ class Control:
         Raises InvalidArgument, ResourceNotFound.
         """
         return switching.set_allowed(self._site, feature, owners, allowed=False, operation=operation)
+
+    # Packages and images
+
+    def create_package(
+        self,
+        name: str,
+        disk_space: int,
+        *,
+        flexible: bool = True,
+        default_disks: Sequence[SizeRequest | None] = (),
+        max_image: int | None = None,
+        snapshot_limit: int = MAX_SNAPSHOTS,
+        operation: str | None = None,
+    ) -> Package:
+        """A new package: VMs that have it get `disk_space` bytes, besides what their image adds.
+
+        `default_disks` are those of a VM that asks for none; None among them is the image's size. Without `flexible`,
+        VMs get the image's disk and one of `disk_space`, for good. `max_image` is the largest image that it takes.
+        Raises ResourceInUse where the name is taken, InvalidArgument also for default disks that no VM could get.
+        """
+        return packages.create_package(
+            self._site,
+            name,
+            disk_space,
+            flexible=flexible,
+            default_disks=default_disks,
+            max_image=max_image,
+            snapshot_limit=snapshot_limit,
+            operation=operation,
+        )
+
+    def packages(self) -> list[Package]:
+        """All packages, by name."""
+        with self._site.ledger.reading() as connection:
+            return catalog_records.read_packages(connection)
+
+    def package(self, name: str) -> Package:
+        """Raises ResourceNotFound."""
+        with self._site.ledger.reading() as connection:
+            return packages.package_of(connection, name)
+
+    def delete_package(self, name: str, *, operation: str | None = None) -> None:
+        """Raises ResourceNotFound, ResourceInUse while VMs have it."""
+        packages.delete_package(self._site, name, operation=operation)
+
+    def add_image(
+        self,
+        name: str,
+        source: Path | DiskSource,
+        *,
+        original_size: int | None = None,
+        operation: str | None = None,
+        listener: Listener = nobody,
+    ) -> Image:
+        """A new image: a copy of a raw file or block device, of a disk of a VM, or of a disk of a snapshot.
+
+        A size that is no multiple of 4096 is rounded up, with zeroes. `original_size` is what the image adds to the
+        budget of a VM made from it: by default its size, and of a disk, what the image added that the disk came
+        from. What it takes is promised of the pool. A disk that clients have attached is copied as at one instant
+        where copies share blocks; elsewhere clients are kept from the disk until it is copied.
+
+        Raises ResourceNotFound, ResourceInUse where the name is taken, or clients are attached to a disk that can't be
+        copied at one instant; InvalidArgument for an empty file, or one that is not raw; InsufficientSpace.
+        """
+        return images.add_image(
+            self._site, name, source, original_size=original_size, operation=operation, listener=listener
+        )
+
+    def images(self) -> list[Image]:
+        """All images, by name."""
+        return images.images(self._site)
+
+    def image(self, name: str) -> Image:
+        """Raises ResourceNotFound."""
+        return images.image(self._site, name)
+
+    def delete_image(self, name: str, *, operation: str | None = None) -> None:
+        """Delete an image; the disks made from it stay as they are.
+
+        Raises ResourceNotFound, ResourceInUse while a disk is being made from it.
+        """
+        images.delete_image(self._site, name, operation=operation)
 
     # The pool
 

@@ -228,7 +228,7 @@ class _Run:
         return ResizeOutcome(self.vm, name, old_size, size, generation, Cause(cause), self.task.request.id)
 
 
-def undo_after(site: Site, entry: Entry, intent: Intent, error: BaseException) -> None:
+def undo_after(site: Site, entry: Entry | None, intent: Intent, error: BaseException) -> None:
     """Put back what a change has done that failed, or was cancelled; where even that fails, recovery goes on later.
 
     A grow that ends in any other way than by an error of ours, or by Ctrl-C, is left for recovery to finish. What the

@@ -148,6 +148,15 @@ class Image:
 
 
 @dataclass(frozen=True)
+class DiskSource:
+    """A disk of a VM to make an image from, as it is now, or as it is in a snapshot of that name."""
+
+    vm: str
+    disk: str
+    snapshot: str | None = None
+
+
+@dataclass(frozen=True)
 class SnapshotDisk:
     """One disk as it was at a snapshot's instant. `space` is what it is charged.
 

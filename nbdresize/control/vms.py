@@ -1,7 +1,7 @@
 """Making, updating and deleting VMs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,7 +9,6 @@ import sqlalchemy as sql
 
 from nbdresize.control import (
     admin_client,
-    catalog_records,
     intents,
     names,
     operations,
@@ -23,10 +22,12 @@ from nbdresize.control.catalog_records import account_of
 from nbdresize.control.changes import check_changes, decide_changes
 from nbdresize.control.disks import plain, protected, removal, reread, undo_after
 from nbdresize.control.fence import fenced
+from nbdresize.control.images import used
 from nbdresize.control.model import VM, ClientResize, Disk, DiskChanges, Image, Package
+from nbdresize.control.packages import package_of
 from nbdresize.control.packaging import default_disks, package_budget
 from nbdresize.control.records import Action, Entry, Intent, Kind, Step
-from nbdresize.control.recovery import changing, changing_image, name_taken
+from nbdresize.control.recovery import changing, name_taken
 from nbdresize.control.site import Site, no_such_vm, visible
 from nbdresize.control.switches import Feature, Scope
 from nbdresize.errors import InvalidArgument, LimitExceeded, NbdresizeError, ResourceNotFound
@@ -68,15 +69,18 @@ def create_vm(
     _check_form(new)
     request = operations.Request(names.operation_id(operation), Kind.CREATE_VM.value, new.name, new.arguments)
     task = operations.Task(site.ledger, request, listener)
-    with changing(site, new.name) as change, _used(site, new.image) as image:
-        volumes, pool_terms = site.pool.names(), pool.measured(site)
-        with site.ledger.deciding() as connection:
+    with changing(site, new.name) as change, ExitStack() as held:
+        with site.ledger.reading() as connection:  # a retry is told what it did, also where its image is gone since
             done = operations.outcome_of(connection, request)
             entry = records.read_vm(connection, new.name)
-            if done is not None:
-                return _made_before(entry, new.name, done["vm_id"])
-            if entry is not None:
-                raise name_taken(new.name, change)
+        if done is not None:
+            return _made_before(entry, new.name, done["vm_id"])
+        if entry is not None:
+            raise name_taken(new.name, change)
+        image = held.enter_context(used(site, new.image))
+        volumes, pool_terms = site.pool.names(), pool.measured(site)
+        with site.ledger.deciding() as connection:
+            operations.outcome_of(connection, request)  # the same id may have come with another VM since
             package = None if new.package is None else package_of(connection, new.package)
             budget = _budget(new, package, image)
             pool.check_room(connection, pool_terms, f"VM {new.name} with {format_size(budget)}", budget)
@@ -173,18 +177,6 @@ def delete_vm(site: Site, name: str, *, operation: str | None = None) -> None:
         admin_client.publish(site.state, [disk.export_name for disk in entry.disks])
 
 
-def package_of(connection: sql.Connection, name: str) -> Package:
-    """The package of that name. Raises InvalidArgument, ResourceNotFound with the names of those there are."""
-    names.check_name(name, "a package")
-    package = catalog_records.read_package(connection, name)
-    if package is None:
-        there = ", ".join(each.name for each in catalog_records.read_packages(connection))
-        raise ResourceNotFound(
-            f"There is no package {name}", f"there are {there or 'none'}; nbdresize package create makes one"
-        )
-    return package
-
-
 def _check_form(new: NewVM) -> None:
     names.check_vm_name(new.name)
     names.check_owner(new.owner)
@@ -196,25 +188,6 @@ def _check_form(new: NewVM) -> None:
     if new.disk_space is not None:
         check_budget(new.disk_space)
     check_changes(DiskChanges(add=tuple(new.disks or ())), from_image=new.image is not None)
-
-
-@contextmanager
-def _used(site: Site, name: str | None) -> Iterator[Image | None]:
-    """The image of that name, kept from being deleted. Raises ResourceNotFound with the names of those there are."""
-    if name is None:
-        yield None
-        return
-    names.check_name(name, "an image")
-    with changing_image(site, name, exclusive=False):
-        with site.ledger.reading() as connection:
-            images = catalog_records.read_images(connection)
-        image = next((each for each in images if each.name == name), None)
-        if image is None:
-            there = ", ".join(each.name for each in images)
-            raise ResourceNotFound(
-                f"There is no image {name}", f"there are {there or 'none'}; nbdresize image add makes one"
-            )
-        yield image
 
 
 def _budget(new: NewVM, package: Package | None, image: Image | None) -> int:
@@ -274,13 +247,27 @@ def _promise(
 
 def _disks_of(new: NewVM, package: Package | None, image: Image | None) -> tuple[SizeRequest | None, ...]:
     """The disks that were asked for, else those of the package, else the image's alone."""
+    if package is not None and not package.flexible and new.disks:
+        raise _fixed(package)
     if package is not None and (new.disks is None or not package.flexible):
-        if new.disks:
-            raise _fixed(package)
-        return default_disks(package.flexible, package.default_disks, package.disk_space, from_image=image is not None)
-    if new.disks is None:
-        return (None,) if image is not None else ()
-    return tuple(new.disks)
+        wanted = default_disks(
+            package.flexible, package.default_disks, package.disk_space, from_image=image is not None
+        )
+    elif new.disks is None:
+        wanted = (None,) if image is not None else ()
+    else:
+        wanted = tuple(new.disks)
+    if image is not None and not wanted:  # else its budget would have the space of an image that it does not hold
+        raise InvalidArgument(
+            f"VM {new.name} has no disk to make from image {image.name}", "name its disks, or leave the image out"
+        )
+    if image is None and None in wanted:
+        assert package is not None  # what was asked for has been looked at before
+        raise InvalidArgument(
+            f"Package {package.name} makes the boot disk from an image, and none was named",
+            "name one with --image, or give the disks with --disk",
+        )
+    return wanted
 
 
 def _fixed(package: Package) -> NbdresizeError:
