@@ -1,6 +1,6 @@
 """VMs, disks and outcomes as the command line shows them: the shapes of the JSON, and the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbdresize.cli import output
@@ -35,12 +35,24 @@ def space_json(vm: "VM") -> Json:
 
 
 def vm_json(vm: "VM") -> Json:
-    """A VM with its disks."""
+    """A VM with its disks. `allowed` is what all switches together leave to it, `client_resize` its own."""
+    policy = vm.allowed.client_resize
     return {
         "name": vm.name,
         "owner": vm.owner,
+        "package": vm.package,
+        "image": vm.image,
+        "protected": vm.protected,
         "client_resize": vm.client_resize.value if vm.client_resize else None,
+        "allowed": {
+            "client_resize": policy.value if policy else None,
+            "snapshots": vm.allowed.snapshots,
+            "flexible_disks": vm.flexible and vm.allowed.flexible_disks,
+        },
         **space_json(vm),
+        "snapshots": vm.snapshots,
+        "snapshot_limit": vm.snapshot_limit,
+        "snapshot_space": vm.snapshot_space,
         "disks": [disk_json(disk) for disk in vm.disks],
     }
 
@@ -84,11 +96,14 @@ def _stages_json(stages: "Sequence[Stage]") -> list[Json]:
 
 
 def show_vms(vms: Sequence["VM"], *, exact: bool) -> None:
-    """Print a table of VMs."""
+    """Print a table of VMs. What none of them has gets no column."""
+    packages, snapshots = any(vm.package for vm in vms), any(vm.snapshots for vm in vms)
     columns = [
         Column("NAME"),
         Column("OWNER"),
+        *([Column("PACKAGE")] if packages else []),
         Column("DISKS", right=True),
+        *([Column("SNAPSHOTS", right=True)] if snapshots else []),
         Column("BUDGET", right=True),
         Column("USED", right=True),
         Column("FREE", right=True),
@@ -97,12 +112,41 @@ def show_vms(vms: Sequence["VM"], *, exact: bool) -> None:
         [
             vm.name,
             vm.owner or "-",
+            *([vm.package or "-"] if packages else []),
             str(len(vm.disks)),
-            *(output.size(n, exact=exact) for n in (vm.budget, vm.used, vm.free)),
+            *([str(vm.snapshots)] if snapshots else []),
+            *(output.size(number, exact=exact) for number in (vm.budget, vm.used, vm.free)),
         ]
         for vm in vms
     ]
     output.table(columns, rows)
+
+
+def show_vm(vm: "VM", *, exact: bool) -> None:
+    """Print what a VM is and may, as far as it is out of the ordinary, then its disks."""
+    for told in _told(vm):
+        output.line(told)
+    show_disks(vm, exact=exact)
+    if vm.snapshots:
+        space = output.size(vm.snapshot_space, exact=exact)
+        output.line(f"{output.counted(vm.snapshots, 'snapshot')} of at most {vm.snapshot_limit}: {space} of that")
+
+
+def _told(vm: "VM") -> Iterator[str]:
+    if vm.owner:
+        yield f"{vm.name} belongs to {vm.owner}"
+    if vm.package:
+        yield f"its package: {vm.package}{'' if vm.flexible else ', which fixes its disks'}"
+    if vm.image:
+        yield f"its image: {vm.image}"
+    if vm.protected:
+        yield "protected: its disks can't be shrunk, deleted or rolled back"
+    if vm.allowed.client_resize:
+        yield f"its clients may resize: {vm.allowed.client_resize.value}"
+    if not vm.allowed.snapshots:
+        yield "snapshots: switched off"
+    if not vm.allowed.flexible_disks:
+        yield "flexible disks: switched off"
 
 
 def show_disks(vm: "VM", *, exact: bool) -> None:

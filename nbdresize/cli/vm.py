@@ -1,16 +1,20 @@
 """The commands of `nbdresize vm`."""
 
 import enum
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nbdresize.cli import options, output, views
+from nbdresize.cli import documents, options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
-from nbdresize.cli.confirm import confirm
+from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
 from nbdresize.control.model import ClientResize
 from nbdresize.units import parse_size, parse_size_request
+
+if TYPE_CHECKING:
+    from nbdresize.control.control import Control
+    from nbdresize.control.model import VM, ChangeOutcome
 
 
 class Policy(enum.StrEnum):
@@ -46,15 +50,30 @@ _CREATE = options.explained(
     " The state directory is made where it is not there.",
 )
 _LIST = options.explained("List the VMs.", "nbdresize vm list\nnbdresize vm list --json")
-_SHOW = options.explained("Show a VM and its disks.", "nbdresize vm show web1\nnbdresize vm show web1 --json")
+_SHOW = options.explained(
+    "Show a VM, its disks, and what it may.", "nbdresize vm show web1\nnbdresize vm show web1 --json"
+)
 _UPDATE = options.explained(
-    "Change a VM's budget, or what its clients may do to sizes.",
-    "nbdresize vm update web1 --disk-space 200G\nnbdresize vm update web1 --client-resize off",
-    "The budget may be raised, and lowered as far as the disks leave room. Clients may do what both their VM and the"
-    " server allow: off nothing, grow make disks larger, all make them smaller too. Servers heed a change at once.",
+    "Change a VM's budget or package, what it may, or several of its disks.",
+    """
+    nbdresize vm update web1 --disk-space 200G
+    nbdresize vm update web1 --package large --owner ann
+    nbdresize vm update web1 --client-resize off
+    nbdresize vm update web1 --protected
+    nbdresize vm update web1 --from-json changes.json
+    """,
+    "The budget may be raised, and lowered as far as disks and snapshots leave room; so it is with the package that"
+    " brings one. Clients may do what their VM, its owner and the server allow: off nothing, grow make disks larger,"
+    " all make them smaller too. Servers heed a change at once. No disk of a protected VM can be shrunk, deleted or"
+    " rolled back."
+    "\n\n"
+    "--from-json takes add_disks, update_disks and remove_disks in one JSON object, sizes in MiB, as in"
+    ' {"update_disks": [{"slot": "disk0", "size": 102400}], "add_disks": [{"size": "remaining"}],'
+    ' "remove_disks": ["disk1"]}. An update_disks may name its disk by path instead, and a smaller size needs'
+    ' "dangerous_allow_shrink": true. All of it happens, or nothing.',
 )
 _DELETE = options.explained(
-    "Delete a VM with all its disks.",
+    "Delete a VM with all its disks and snapshots.",
     "nbdresize vm delete web1\nnbdresize vm delete web1 --yes",
     f"Refused while a client has a disk attached. {DELETING}",
 )
@@ -128,19 +147,24 @@ def show(
     if json:
         output.document(views.vm_json(vm))
         return
-    if vm.owner:
-        output.line(f"{vm.name} belongs to {vm.owner}")
-    if vm.client_resize:
-        output.line(f"its clients may resize: {vm.client_resize.value}")
-    views.show_disks(vm, exact=exact)
+    views.show_vm(vm, exact=exact)
 
 
 def update(
     name: options.VMName,
     disk_space: Annotated[
         str | None,
-        typer.Option("--disk-space", metavar="SIZE", help="Its new budget for all disks.", show_default=False),
+        typer.Option(
+            "--disk-space",
+            metavar="SIZE",
+            help="Its new budget for all disks and snapshots.",
+            show_default=False,
+        ),
     ] = None,
+    package: Annotated[
+        str | None, typer.Option("--package", metavar="NAME", help="Its new package.", show_default=False)
+    ] = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="Whose it is from now on.", show_default=False)] = None,
     client_resize: Annotated[
         Policy | None,
         typer.Option(
@@ -149,32 +173,103 @@ def update(
             show_default=False,
         ),
     ] = None,
+    protected: Annotated[
+        bool | None,
+        typer.Option("--protected/--no-protected", help="Keep it from losing data, or not.", show_default=False),
+    ] = None,
+    document: documents.FromJson = None,
+    preallocate: options.Preallocate = False,
+    disconnect: Annotated[
+        bool, typer.Option("--disconnect", help="Drop the clients of disks before shrinking or deleting them.")
+    ] = False,
+    operation: options.Operation = None,
     json: options.Json = False,
     root: options.Root = None,
 ) -> None:
-    if disk_space is None and client_resize is None:
-        raise Misuse("Nothing to change was given", "give --disk-space, --client-resize, or both")
+    settings = (disk_space, package, owner, client_resize, protected)
+    if document is not None:
+        if any(setting is not None for setting in settings):
+            raise Misuse("--from-json changes disks, and nothing else", "give the other options in a second command")
+        with options.control(root) as control:
+            outcome = _change_disks(control, name, document, preallocate, disconnect, operation, json=json)
+        if json:
+            output.document(views.changes_json(outcome))
+        else:
+            views.show_changes(outcome, exact=False)
+        return
+    if preallocate or disconnect:
+        raise Misuse("--preallocate and --disconnect are for the disks of --from-json", "leave them out")
+    if all(setting is None for setting in settings):
+        raise Misuse(
+            "Nothing to change was given",
+            "give --disk-space or --package, --owner, --client-resize, --protected, or --from-json",
+        )
     budget = None if disk_space is None else parse_size(disk_space)
     policy: ClientResize | Literal["default"] | None = None
     if client_resize is not None:
         policy = client_resize.known() or "default"
     with options.control(root) as control:
-        vm = control.update_vm(name, budget, client_resize=policy)
+        vm = control.update_vm(
+            name,
+            budget,
+            package=package,
+            owner=owner,
+            client_resize=policy,
+            protected=protected,
+            operation=operation,
+        )
     if json:
         output.document(views.vm_json(vm))
     else:
         output.line(views.budget_line(vm, exact=False))
 
 
+def _change_disks(
+    control: "Control",
+    name: str,
+    document: str,
+    preallocate: bool,
+    disconnect: bool,
+    operation: str | None,
+    *,
+    json: bool,
+) -> "ChangeOutcome":
+    from nbdresize.control.model import ResizeOptions
+    from nbdresize.control.payloads import MOST_BYTES, read_update
+
+    changes = read_update(documents.read(document, MOST_BYTES), name)
+    with progress.shown(json=json) as listener:
+        return control.change_disks(
+            name,
+            changes,
+            ResizeOptions(disconnect=disconnect),
+            preallocate=preallocate,
+            operation=operation,
+            listener=listener,
+        )
+
+
 def delete(
-    name: options.VMName, yes: options.Yes = False, json: options.Json = False, root: options.Root = None
+    name: options.VMName,
+    yes: options.Yes = False,
+    operation: options.Operation = None,
+    json: options.Json = False,
+    root: options.Root = None,
 ) -> None:
+    loss = name
     with options.control(root) as control:
-        vm = control.vm(name)
-        disks = f" and its {output.counted(len(vm.disks), 'disk')} ({output.size(vm.used)})" if vm.disks else ""
-        confirm(f"{vm.name}{disks}", yes=yes)
-        control.delete_vm(name)
+        if not done_before(control, operation):
+            loss = _loss(control.vm(name))
+            confirm(loss, yes=yes)
+        control.delete_vm(name, operation=operation)
     if json:
-        output.document({"vm": vm.name, "deleted": True})
+        output.document({"vm": name, "deleted": True})
     else:
-        output.line(f"{vm.name}{disks}: deleted")
+        output.line(f"{loss}: deleted")
+
+
+def _loss(vm: "VM") -> str:
+    """`web1 and its 2 disks and 1 snapshot (30 GiB)`."""
+    counts = ((len(vm.disks), "disk"), (vm.snapshots, "snapshot"))
+    parts = " and ".join(output.counted(number, noun) for number, noun in counts if number)
+    return f"{vm.name} and its {parts} ({output.size(vm.used)})" if parts else vm.name

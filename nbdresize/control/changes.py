@@ -188,7 +188,7 @@ def _check_leave(wish: _Wish) -> None:
     if wish.size < wish.old and not wish.shrink:
         raise NotAuthorized(
             f"{wish.name} would shrink from {format_size(wish.old)} to {format_size(wish.size)} and lose its end",
-            "shrinking loses what lies there; --dangerous-allow-shrink allows it",
+            "shrinking loses what lies there; --dangerous-allow-shrink (in JSON dangerous_allow_shrink) allows it",
         )
 
 
