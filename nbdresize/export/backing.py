@@ -161,9 +161,7 @@ class Backing(ABC):
 
     def _check_policy_allows_change(self) -> None:
         if self.policy is ClientResize.OFF:
-            raise NotAuthorized(
-                f"Clients of {self.shown} may not change its size", "serve it with --client-resize grow or all"
-            )
+            raise NotAuthorized(f"Clients of {self.shown} may not change its size", self._how_to_allow("grow or all"))
 
     def _check_shrink(self, size: int, present: int, allowed: bool) -> None:
         if not allowed:
@@ -172,7 +170,11 @@ class Backing(ABC):
                 "a request that may lose data sets the SHRINK flag",
             )
         if self.policy is not ClientResize.ALL:
-            raise NotAuthorized(f"Clients of {self.shown} may not shrink it", "serve it with --client-resize all")
+            raise NotAuthorized(f"Clients of {self.shown} may not shrink it", self._how_to_allow("all"))
+
+    def _how_to_allow(self, policies: str) -> str:
+        """The way out for a client whose policy forbids what these policies allow."""
+        return f"serve it with --client-resize {policies}"
 
     @property
     def shown(self) -> str:

@@ -22,12 +22,14 @@ def describe(disk: Disk, size: int) -> str:
 class LedgerBacking(Backing):
     """The size is the ledger's: what control has committed, whoever asked for it.
 
-    Clients may do to it what both the server's `policy` and that of the VM allow, as it is when they ask.
+    Clients may do to it what both the server's `policy` and all switches of the VM allow, as it is when they ask; to
+    the size of a disk that is fixed, by the VM's package or by a switch, nothing.
     """
 
     def __init__(self, control: Control, disk: Disk, policy: ClientResize) -> None:
         super().__init__(policy)
         self._server_policy = policy
+        self._fixed = False
         self.name = disk.export_name
         self.volume = FilePool(control.state.volumes).volume(disk.volume)
         self.live = LiveSize(disk.size, disk.generation)
@@ -49,7 +51,8 @@ class LedgerBacking(Backing):
         disk = next((disk for disk in vm.disks if disk.volume == self._disk.volume), None)
         if disk is None:
             raise self._gone()
-        self.policy = self._server_policy.within(vm.client_resize)
+        self.policy = self._server_policy.within(vm.allowed.client_resize)
+        self._fixed = not (vm.flexible and vm.allowed.flexible_disks)
         self.live.update(disk.size, disk.generation)
 
     def _look_for_map(self) -> None:
@@ -69,11 +72,20 @@ class LedgerBacking(Backing):
         """Also where there is a new disk of the same name: that is another one."""
         return VolumeFailed(f"{self.name} has been deleted", "connect to a disk that exists")
 
+    @property
+    def may_shrink(self) -> bool:
+        return super().may_shrink and not self._fixed
+
     def maximum(self) -> int:
         try:
             return max(self.live.size, self._control.maximum(self._disk.vm, self._disk.name))
         except ResourceNotFound as error:
             raise self._gone() from error
+
+    def _how_to_allow(self, policies: str) -> str:
+        if self.policy is self._server_policy:
+            return super()._how_to_allow(policies)
+        return "an operator sees with nbdresize switch list what forbids it"
 
     def take_lease(self) -> Lease:
         try:
@@ -90,12 +102,12 @@ class LedgerBacking(Backing):
     ) -> Resized:
         fit = bool(flags & NBD_CMD_FLAG_FIT)
         everything = size > MAX_SIZE
-        if everything and not fit:
+        if everything and not fit and not self._fixed:  # of a fixed one, control says that it is
             raise InsufficientSpace(
                 f"{self.name} can't have {format_size(size)}: there is room for {format_size(self.maximum())}",
                 "ask for less, or set the FIT flag",
             )
-        if everything and self.maximum() == self.live.size:
+        if everything and not self._fixed and self.maximum() == self.live.size:
             return Resized(*self.live.state, Cause.FITTED)
         outcome = self._control.resize_disk(
             self._disk.vm,

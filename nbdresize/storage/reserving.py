@@ -60,9 +60,11 @@ def is_preallocated(fd: int) -> bool:
 
 
 def capacity_of(file: int | Path) -> Capacity:
-    """Of the file system that a descriptor or a path lies on. Raises OSError."""
+    """Of the file system that a descriptor or a path lies on, without what it keeps for others. Raises OSError."""
     status = os.statvfs(file)
-    return Capacity(total=status.f_blocks * status.f_frsize, available=status.f_bavail * status.f_frsize)
+    for_others = status.f_bfree - status.f_bavail
+    total = max(0, status.f_blocks - for_others) * status.f_frsize
+    return Capacity(total=total, available=status.f_bavail * status.f_frsize)
 
 
 def _back(fd: int, start: int, end: int, progress: Callable[[int], None]) -> None:

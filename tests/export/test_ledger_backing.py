@@ -443,3 +443,30 @@ def test_a_map_that_is_let_go_while_threads_mark_in_it_harms_nobody(
             backing.refresh()
         ended.set()
         assert all(writer.result(LONG) > 0 for writer in writers)
+
+
+@pytest.mark.parametrize("scope", [{"vm": "web1"}, {"owner": "ada"}, {}])
+def test_every_switch_counts_beside_the_policy_of_the_server(
+    server: Control, operator: Control, backing: LedgerBacking, scope: dict[str, str]
+) -> None:
+    operator.update_vm("web1", owner="ada")
+    operator.set_switch("client_resize", "grow", **scope)
+    with pytest.raises(NotAuthorized, match="switch list") as refused:
+        backing.resize(SIZE // 2, SHRINK)
+    assert refused.value.nbd_errno == errno.EPERM
+    assert backing.resize(2 * SIZE, 0).size == 2 * SIZE
+    with pytest.raises(NotAuthorized, match="--client-resize grow or all"):
+        backing_of(server, ClientResize.OFF).resize(SIZE, 0)
+    operator.unset_switch("client_resize", **scope)
+    assert backing.resize(SIZE // 2, SHRINK).size == SIZE // 2
+
+
+def test_nothing_changes_the_size_of_fixed_disks(operator: Control, backing: LedgerBacking) -> None:
+    operator.set_switch("flexible_disks", "off")
+    for size, flags in ((2 * SIZE, 0), (SIZE // 2, SHRINK), (2**63, 0), (EVERYTHING, FIT), (2 * SIZE, FIT)):
+        with pytest.raises(NotAuthorized, match="switched off"):
+            backing.resize(size, flags)
+    record = backing.record()
+    assert (record.minimum, record.maximum, record.features) == (SIZE, SIZE, FEATURE_NOTIFY)
+    operator.unset_switch("flexible_disks")
+    assert backing.resize(EVERYTHING, FIT).size == backing.record().maximum == BUDGET - SIZE

@@ -173,6 +173,16 @@ class TestPool:
             pool.create("disk", 2 * MIB, preallocate=True)
             assert pool.capacity().available == 6 * MIB
 
+    def test_what_the_file_system_keeps_for_others_is_no_capacity(self, tmp_path: Path) -> None:
+        with mounted("ext4", tmp_path, size=256 * MIB, make_options=("-m", "25")) as path:
+            pool = FilePool(path)
+            before = pool.capacity()
+            assert before.total < 200 * MIB
+            pool.create("disk", 16 * MIB, preallocate=True)
+            after = pool.capacity()
+            assert after.total == before.total
+            assert after.available <= before.available - 16 * MIB
+
     def test_preallocation_that_does_not_fit_leaves_nothing(self, tmp_path: Path) -> None:
         with mounted("ext4", tmp_path) as path:
             pool = FilePool(path)
