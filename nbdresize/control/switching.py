@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import sqlalchemy as sql
-
 from nbdresize.control import names, operations, records, switches
 from nbdresize.control.records import Kind
 from nbdresize.control.site import Site, visible
@@ -50,21 +48,22 @@ def set_allowed(site: Site, feature: str, owners: Sequence[str], *, allowed: boo
     request = _request(operation, arguments, None, owners)
     with site.ledger.deciding() as connection:
         if operations.outcome_of(connection, request) is None:
+            if not allowed:
+                _check_listed(of, owners, switches.read(connection).lists[of])
             for owner in owners:
-                _put_on_list(connection, of, owner, allowed=allowed)
+                switches.put(connection, of, Scope.ALLOWED, owner, _LISTED if allowed else None)
             operations.remember(connection, request, {})
         return switches.read_named(connection)
 
 
-def _put_on_list(connection: sql.Connection, feature: Feature, owner: str, *, allowed: bool) -> None:
-    listed = switches.read(connection).lists[feature]
-    if not allowed and owner not in listed:
+def _check_listed(feature: Feature, owners: Sequence[str], listed: frozenset[str]) -> None:
+    missing = next((owner for owner in owners if owner not in listed), None)
+    if missing is not None:
         there = ", ".join(sorted(listed))
         raise ResourceNotFound(
-            f"{owner} is not on the list of {feature.value}",
+            f"{missing} is not on the list of {feature.value}",
             f"on it are {there}" if there else "it has no list, so that all owners may use it",
         )
-    switches.put(connection, feature, Scope.ALLOWED, owner, _LISTED if allowed else None)
 
 
 def _request(operation: str | None, arguments: str, vm: str | None, owners: Sequence[str]) -> operations.Request:
