@@ -21,6 +21,8 @@ from nbdresize.control import (
     pool,
     records,
     recovery,
+    rollback,
+    snapshots,
     switches,
     switching,
     vms,
@@ -42,6 +44,8 @@ from nbdresize.control.model import (
     Pool,
     ResizeOptions,
     ResizeOutcome,
+    Snapshot,
+    SnapshotReport,
 )
 from nbdresize.control.operations import Listener, nobody
 from nbdresize.control.records import Kind
@@ -289,6 +293,62 @@ class Control:
                 recovery.held_up(disk_of(entry, slot), change)
             entry = self._site.entry(vm)
         return disk_of(entry, slot)
+
+    # Snapshots
+
+    def create_snapshot(
+        self, vm: str, name: str, *, operation: str | None = None, listener: Listener = nobody
+    ) -> Snapshot:
+        """All disks of the VM as they are at one instant, also while clients write to them.
+
+        Where the pool's file system can share blocks, that takes a moment; else, and for disks whose space is
+        reserved, they are copied while they are used. Clients get no answer for the instant itself, a second at most.
+        What a client was told was written before, is in it.
+
+        Raises ResourceNotFound, also for a VM without disks, NotAuthorized where snapshots are switched off,
+        LimitExceeded, InsufficientSpace where the budget or the pool has no room, ResourceInUse where the name is
+        taken, or clients write faster than can be copied, ServerFailed where clients are attached to a server that
+        does not answer, OperationCancelled, VolumeFailed.
+        """
+        return snapshots.create_snapshot(self._site, vm, name, operation=operation, listener=listener)
+
+    def snapshots(self, vm: str) -> list[Snapshot]:
+        """The snapshots of a VM, the oldest first, without a look at their volumes. Raises ResourceNotFound."""
+        return snapshots.snapshots(self._site, vm)
+
+    def snapshot_report(self, vm: str) -> SnapshotReport:
+        """The snapshots of a VM, and what they hold and would free as it is now, which takes a look at all of them.
+
+        Raises ResourceNotFound, VolumeFailed.
+        """
+        return snapshots.report(self._site, vm)
+
+    def delete_snapshot(self, vm: str, name: str, *, operation: str | None = None) -> None:
+        """Delete a snapshot, and charge what is left anew; of protected VMs too, since no disk loses anything.
+
+        Raises ResourceNotFound, VolumeFailed.
+        """
+        snapshots.delete_snapshot(self._site, vm, name, operation=operation)
+
+    def rollback(
+        self,
+        vm: str,
+        name: str,
+        *,
+        disconnect: bool = False,
+        operation: str | None = None,
+        listener: Listener = nobody,
+    ) -> ChangeOutcome:
+        """Give all disks of a snapshot the content and the size that they had; what was written since is lost.
+
+        Disks that were deleted since come back, those that were added stay; so do all snapshots. `disconnect` drops
+        clients first.
+
+        Raises ResourceNotFound, NotAuthorized where snapshots are switched off, or sizes would change that are fixed,
+        DeletionProtected, ResourceInUse where a disk is attached, or its slot taken by another disk, InsufficientSpace,
+        OperationCancelled, VolumeFailed.
+        """
+        return rollback.roll_back(self._site, vm, name, disconnect=disconnect, operation=operation, listener=listener)
 
     # Switches
 

@@ -91,7 +91,7 @@ class _Run:
             entry = visible(records.read_vm(connection, self.vm), self.vm)
             done = operations.outcome_of(connection, self.task.request)
         if done is not None:
-            return self._told_before(entry, done)
+            return told(entry, self.task.request, done)
         check_flexible(entry)
         for update in self.changes.update:
             held_up(disk_of(entry, update.slot), change)
@@ -189,7 +189,10 @@ class _Run:
         resized = []
         for slot, _, decision in decided.update:
             disk = disk_of(entry, slot)
-            resized.append(self._resized(disk, disk.size, disk.size, disk.generation, decision.cause))
+            operation = self.task.request.id
+            resized.append(
+                ResizeOutcome(self.vm, disk.name, disk.size, disk.size, disk.generation, decision.cause, operation)
+            )
         if remember:
             told = [
                 {"slot": slot, "old_size": old, "size": old, "generation": each.generation, "cause": each.cause}
@@ -205,27 +208,33 @@ class _Run:
             done = operations.outcome_of(connection, self.task.request)
             entry = visible(records.read_vm(connection, self.vm), self.vm)
         assert done is not None
-        return self._told_before(entry, done)
+        return told(entry, self.task.request, done)
 
-    def _told_before(self, entry: Entry, done: dict[str, Any]) -> ChangeOutcome:
-        """The outcome as the ledger remembers it. Raises ResourceNotFound where a disk of it is gone again."""
-        added = []
-        for disk_id in done["added"]:
-            disk = next((disk for disk in entry.vm.disks if disk.id == disk_id), None)
-            if disk is None:
-                raise ResourceNotFound(
-                    f"That operation added a disk to {self.vm} before, which has been deleted", "use a new id"
-                )
-            added.append(disk)
-        resized = tuple(
-            self._resized(f"disk{each['slot']}", each["old_size"], each["size"], each["generation"], each["cause"])
-            for each in done["resized"]
+
+def told(entry: Entry, request: operations.Request, done: dict[str, Any]) -> ChangeOutcome:
+    """The outcome of a request as the ledger remembers it. Raises ResourceNotFound where a disk of it is gone again."""
+    vm = entry.vm
+    added = []
+    for disk_id in done["added"]:
+        disk = next((disk for disk in vm.disks if disk.id == disk_id), None)
+        if disk is None:
+            raise ResourceNotFound(
+                f"That operation added a disk to {vm.name} before, which has been deleted", "use a new id"
+            )
+        added.append(disk)
+    resized = tuple(
+        ResizeOutcome(
+            vm.name,
+            f"disk{each['slot']}",
+            each["old_size"],
+            each["size"],
+            each["generation"],
+            Cause(each["cause"]),
+            request.id,
         )
-        return ChangeOutcome(self.vm, self.task.request.id, tuple(added), resized, tuple(done["removed"]))
-
-    def _resized(self, disk: str | Disk, old_size: int, size: int, generation: int, cause: int) -> ResizeOutcome:
-        name = disk if isinstance(disk, str) else disk.name
-        return ResizeOutcome(self.vm, name, old_size, size, generation, Cause(cause), self.task.request.id)
+        for each in done["resized"]
+    )
+    return ChangeOutcome(vm.name, request.id, tuple(added), resized, tuple(done["removed"]))
 
 
 def undo_after(site: Site, entry: Entry | None, intent: Intent, error: BaseException) -> None:

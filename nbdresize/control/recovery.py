@@ -28,6 +28,7 @@ from nbdresize.control.model import Disk, Stage
 from nbdresize.control.records import WHOLE_VM, Action, Entry, Intent, Kind, Step
 from nbdresize.control.site import Site
 from nbdresize.errors import NbdresizeError, ResourceInUse, VolumeFailed
+from nbdresize.storage.write_map import discard
 
 DELETIONS = frozenset({Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE})
 """Kinds that delete more volumes than those of the disks in their steps."""
@@ -242,11 +243,11 @@ def take_back(site: Site, entry: Entry | None, intent: Intent, why: BaseExceptio
 def stop_marking(site: Site, disks: tuple[Disk, ...]) -> None:
     """Remove the write maps of a snapshot that is not being made any more, and tell the servers."""
     maps = [site.state.write_map(disk.volume) for disk in disks]
-    there = [path for path in maps if path.exists()]
-    for path in there:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    if there:
+    seen = any(path.exists() for path in maps)
+    for path in maps:
+        with suppress(NbdresizeError):
+            discard(path)
+    if seen:
         admin_client.publish(site.state, [disk.export_name for disk in disks])
 
 
