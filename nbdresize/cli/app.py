@@ -1,11 +1,11 @@
 """The app: all commands put together."""
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 from typer.core import TyperGroup
 
-from nbdresize.cli import disk, options, output, remote, serve, status, vm
+from nbdresize.cli import disk, image, operations, options, output, package, pool, remote, serve, status, switch, vm
 from nbdresize.errors import EXIT_USAGE
 
 PROGRAM = "nbdresize"
@@ -23,7 +23,26 @@ _HELP = options.explained(
 )
 
 
-_ORDER = ("serve", "vm", "disk", "size", "grow", "status")
+class _Group(Protocol):
+    """A module of commands that stand together under one word."""
+
+    HELP: options.Help
+
+    def register(self, app: typer.Typer) -> None: ...
+
+
+_ORDER = ("serve", "vm", "disk", "package", "image", "pool", "switch", "operations", "size", "grow", "status")
+
+
+_GROUPS: tuple[tuple[str, _Group], ...] = (
+    ("vm", vm),
+    ("disk", disk),
+    ("package", package),
+    ("image", image),
+    ("pool", pool),
+    ("switch", switch),
+    ("operations", operations),
+)
 
 
 class _Commands(TyperGroup):
@@ -37,7 +56,7 @@ def build() -> typer.Typer:
     """The app with all its commands."""
     app = _group(_HELP, top=True)
     app.callback(invoke_without_command=True)(_main)
-    for name, module in (("vm", vm), ("disk", disk)):
+    for name, module in _GROUPS:
         group = _group(module.HELP)
         group.callback(invoke_without_command=True)(_help_without_command)
         module.register(group)

@@ -1,7 +1,7 @@
 """What the commands have in common: shared options, help that begins with examples, the state directory opened."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
@@ -10,9 +10,13 @@ import typer
 
 from nbdresize.config import ROOT_VARIABLE
 from nbdresize.errors import NbdresizeError
+from nbdresize.units import SizeRequest, parse_size_request
 
 if TYPE_CHECKING:
     from nbdresize.control.control import Control
+
+IMAGE_SIZE = "image"
+"""What `--disk` is called that is as large as its image."""
 
 
 class Help(TypedDict):
@@ -44,7 +48,22 @@ def _finite(value: float) -> float:
 
 def complete_vm(incomplete: str) -> list[str]:
     """VM names for the shell; none where there is no ledger to read."""
-    return [name for name in _vm_names() if name.startswith(incomplete)]
+    return _completed(incomplete, lambda opened: [vm.name for vm in opened.vms()])
+
+
+def complete_vm_disk(incomplete: str) -> list[str]:
+    """Disks as VM/DISK for the shell."""
+    return _completed(incomplete, lambda opened: [disk.export_name for vm in opened.vms() for disk in vm.disks])
+
+
+def complete_package(incomplete: str) -> list[str]:
+    """Package names for the shell."""
+    return _completed(incomplete, lambda opened: [package.name for package in opened.packages()])
+
+
+def complete_image(incomplete: str) -> list[str]:
+    """Image names for the shell."""
+    return _completed(incomplete, lambda opened: [image.name for image in opened.images()])
 
 
 def complete_disk(incomplete: str) -> list[str]:
@@ -54,12 +73,17 @@ def complete_disk(incomplete: str) -> list[str]:
     return [name for slot in range(MAX_DISKS) if (name := f"disk{slot}").startswith(incomplete)]
 
 
-def _vm_names() -> list[str]:
+def _completed(incomplete: str, names: "Callable[[Control], list[str]]") -> list[str]:
     try:
         with control() as opened:
-            return [vm.name for vm in opened.vms()]
+            return [name for name in names(opened) if name.startswith(incomplete)]
     except NbdresizeError:
         return []
+
+
+def new_disk(text: str) -> SizeRequest | None:
+    """The size of a new disk as `--disk` says it; None for IMAGE_SIZE. Raises InvalidArgument."""
+    return None if text.strip().lower() == IMAGE_SIZE else parse_size_request(text)
 
 
 Root = Annotated[

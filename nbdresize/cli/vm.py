@@ -10,7 +10,7 @@ from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
 from nbdresize.control.model import ClientResize
-from nbdresize.units import parse_size, parse_size_request
+from nbdresize.units import parse_size
 
 if TYPE_CHECKING:
     from nbdresize.control.control import Control
@@ -44,10 +44,14 @@ _CREATE = options.explained(
     """
     nbdresize vm create web1 --disk-space 100G --disk 20G --disk remaining
     nbdresize vm create db1 --disk-space 1T --disk 50G --owner alice
+    nbdresize vm create app1 --package small --image debian
+    nbdresize vm create app2 --package small --image debian --disk image --disk 20G
     """,
-    "--disk may be given up to eight times: a size, or 'remaining' (once) for all that the others leave. The first is"
-    " disk0, which boots. Either the VM comes to be with all its disks, or nothing is made."
-    " The state directory is made where it is not there.",
+    "Its budget is --disk-space, or that of its --package; an --image adds what it was added with. --disk may be given"
+    " up to eight times: a size, or 'remaining' (once) for all that the others leave. The first is disk0, which boots;"
+    " it is made from the image, if any, and may be larger ('image' is the image's size). Without --disk, the package"
+    " says which disks there are, else there is just the image's. Either the VM comes to be with all its disks, or"
+    " nothing is made. The state directory is made where it is not there.",
 )
 _LIST = options.explained("List the VMs.", "nbdresize vm list\nnbdresize vm list --json")
 _SHOW = options.explained(
@@ -80,8 +84,28 @@ _DELETE = options.explained(
 
 _NewName = Annotated[str, typer.Argument(metavar="NAME", help="A name for the new VM.", show_default=False)]
 _Space = Annotated[
-    str,
+    str | None,
     typer.Option("--disk-space", metavar="SIZE", help="The most that its disks may take together.", show_default=False),
+]
+_Package = Annotated[
+    str | None,
+    typer.Option(
+        "--package",
+        metavar="NAME",
+        help="The package that gives it its space.",
+        autocompletion=options.complete_package,
+        show_default=False,
+    ),
+]
+_Image = Annotated[
+    str | None,
+    typer.Option(
+        "--image",
+        metavar="NAME",
+        help="What disk0 is made from.",
+        autocompletion=options.complete_image,
+        show_default=False,
+    ),
 ]
 
 
@@ -96,10 +120,14 @@ def register(app: typer.Typer) -> None:
 
 def create(
     name: _NewName,
-    disk_space: _Space,
+    disk_space: _Space = None,
+    package: _Package = None,
+    image: _Image = None,
     disk: Annotated[
         list[str] | None,
-        typer.Option("--disk", metavar="SIZE", help="A disk's size, or 'remaining'; repeatable.", show_default=False),
+        typer.Option(
+            "--disk", metavar="SIZE", help="A disk's size, 'image', or 'remaining'; repeatable.", show_default=False
+        ),
     ] = None,
     owner: Annotated[str | None, typer.Option("--owner", help="Whose it is.", show_default=False)] = None,
     client_resize: Annotated[
@@ -110,17 +138,20 @@ def create(
     json: options.Json = False,
     root: options.Root = None,
 ) -> None:
-    budget = parse_size(disk_space)
-    requests = [parse_size_request(text) for text in disk or ()]
-    with options.control(root, create=True) as control:
+    budget = None if disk_space is None else parse_size(disk_space)
+    requests = [options.new_disk(text) for text in disk] if disk else None
+    with options.control(root, create=True) as control, progress.shown(json=json) as listener:
         vm = control.create_vm(
             name,
             budget,
             requests,
+            package=package,
+            image=image,
             owner=owner,
             client_resize=client_resize.known(),
             preallocate=preallocate,
             operation=operation,
+            listener=listener,
         )
     if json:
         output.document(views.vm_json(vm))
