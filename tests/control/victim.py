@@ -1,20 +1,16 @@
 """A process that is killed on its way through an operation. Run by test_kill: `python -m tests.control.victim …`.
 
-Python tells a profile function of every call into C. Each call into the operating system or into SQLite is a step;
-the victim kills itself before the step of a given number; of a transaction, before its commit, since what comes in
-between is SQLite's to undo. So no step is forgotten when the code changes, and the
-product has no test code in it.
-
     ROOT CHANGE        for step 0, 1, 2 … : a state directory ROOT/N, and a fork that is killed there
 
-It prints one JSON object per step: {"root": …, "step": name or null}, and ends after the step that is null, where the
-operation came to its end. Forked, because starting Python for each of a thousand kills would take minutes.
+Steps are those of `steps`. It prints one JSON object per step: {"root": …, "step": name or null}, and ends after the
+step that is null, where the operation came to its end. Forked, because starting Python for each of a thousand kills
+would take minutes.
 """
 
 import json
 import os
-import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +19,9 @@ from typing import Any
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
-from nbdresize.control.model import ResizeOptions
-from nbdresize.units import SizeRequest
+from nbdresize.control.model import DiskChanges, DiskSource, DiskUpdate, ResizeOptions
+from nbdresize.units import REMAINING, SizeRequest
+from tests.control.steps import step_of
 
 KIB = 1024
 BUDGET = 1024 * KIB
@@ -32,58 +29,115 @@ SIZE = 64 * KIB
 OPERATION = "the-operation"
 PATTERN = b"\xa5" * 4096
 
-_STEPS = {
-    "posix": {"open", "close", "ftruncate", "fsync", "fdatasync", "unlink", "mkdir", "pwrite", "setxattr"},
-    "fcntl": {"flock"},
-    "sqlite3": {"connect", "commit"},
-}
+Change = Callable[[Control], object]
+
+
+def exact(size: int) -> SizeRequest:
+    return SizeRequest(exact=size)
 
 
 def create(control: Control) -> None:
-    control.create_vm("new", BUDGET, [SizeRequest(exact=SIZE), SizeRequest(remaining=True)], operation=OPERATION)
-
-
-def create_preallocated(control: Control) -> None:
-    control.create_vm("new", BUDGET, [SizeRequest(exact=SIZE)], preallocate=True, operation=OPERATION)
-
-
-def add(control: Control) -> None:
-    control.add_disk("vm", SizeRequest(exact=SIZE), operation=OPERATION)
-
-
-def grow(control: Control) -> None:
-    control.resize_disk("vm", "disk0", SizeRequest(relative=SIZE), operation=OPERATION)
-
-
-def shrink(control: Control) -> None:
-    size = SizeRequest(exact=SIZE // 2)
-    control.resize_disk("vm", "disk0", size, ResizeOptions(shrink=True), operation=OPERATION)
-
-
-def delete_disk(control: Control) -> None:
-    control.delete_disk("vm", "disk1")
-
-
-def delete_vm(control: Control) -> None:
-    control.delete_vm("vm")
+    control.create_vm("new", BUDGET, [exact(SIZE), REMAINING], operation=OPERATION)
 
 
 def create_first(control: Control) -> None:
     create(control)
 
 
-_ALL = (create_first, create, create_preallocated, add, grow, shrink, delete_disk, delete_vm)
-CHANGES: dict[str, Callable[[Control], None]] = {change.__name__: change for change in _ALL}
+def create_preallocated(control: Control) -> None:
+    control.create_vm("new", BUDGET, [exact(SIZE)], preallocate=True, operation=OPERATION)
+
+
+def create_from_image(control: Control) -> None:
+    control.create_vm("new", disks=[None, exact(SIZE)], package="small", image="base", operation=OPERATION)
+
+
+def add(control: Control) -> None:
+    control.add_disk("vm", exact(SIZE), operation=OPERATION)
+
+
+def grow(control: Control) -> None:
+    control.resize_disk("vm", "disk0", SizeRequest(relative=SIZE), operation=OPERATION)
+
+
+def grow_preallocated(control: Control) -> None:
+    control.resize_disk("thick", "disk0", SizeRequest(relative=SIZE), operation=OPERATION)
+
+
+def shrink(control: Control) -> None:
+    control.resize_disk("vm", "disk0", exact(SIZE // 2), ResizeOptions(shrink=True), operation=OPERATION)
+
+
+def delete_disk(control: Control) -> None:
+    control.delete_disk("vm", "disk1", operation=OPERATION)
+
+
+def move(control: Control) -> None:
+    """Space from one disk to another, where there is no more."""
+    smaller = DiskUpdate(1, exact(SIZE // 2), shrink=True)
+    control.change_disks("full", DiskChanges(update=(DiskUpdate(0, REMAINING), smaller)), operation=OPERATION)
+
+
+def change_disks(control: Control) -> None:
+    """All at once: one is added, one grows, one shrinks, one goes; none of it would fit without the rest."""
+    update = (DiskUpdate(0, exact(SIZE + SIZE // 2)), DiskUpdate(1, exact(SIZE // 2), shrink=True))
+    changes = DiskChanges(add=(exact(SIZE),), update=update, remove=(2,))
+    control.change_disks("full", changes, operation=OPERATION)
+
+
+def change_package(control: Control) -> None:
+    control.update_vm("packed", package="large", protected=True, operation=OPERATION)
+
+
+def delete_vm(control: Control) -> None:
+    control.delete_vm("full", operation=OPERATION)
+
+
+def add_image(control: Control) -> None:
+    control.add_image("new", source_of_images(control.state), operation=OPERATION)
+
+
+def add_image_of_disk(control: Control) -> None:
+    control.add_image("new", DiskSource("full", "disk0"), operation=OPERATION)
+
+
+def delete_image(control: Control) -> None:
+    control.delete_image("base", operation=OPERATION)
+
+
+_ALL = (
+    *(create_first, create, create_preallocated, create_from_image, change_package, delete_vm),
+    *(add, grow, grow_preallocated, shrink, delete_disk, move, change_disks),
+    *(add_image, add_image_of_disk, delete_image),
+)
+CHANGES: dict[str, Change] = {change.__name__: change for change in _ALL}
+
+
+def source_of_images(state: StateDirectory) -> Path:
+    return state.root / "image.raw"
 
 
 def prepare(state: StateDirectory) -> None:
-    """A VM with two full disks, as every change finds it; for the very first one, nothing at all."""
+    """VMs with full disks, packages and an image, as every change finds them but the very first."""
     with Control.open(state) as control:
-        vm = control.create_vm("vm", BUDGET, [SizeRequest(exact=SIZE)] * 2)
-        for disk in vm.disks:
-            path = state.volumes / f"{disk.volume}.raw"
-            with path.open("r+b") as file:
-                file.write(PATTERN * (SIZE // len(PATTERN)))
+        source_of_images(state).write_bytes(PATTERN * (SIZE // len(PATTERN)))
+        control.create_package("small", BUDGET)
+        control.create_package("large", 2 * BUDGET)
+        control.add_image("base", source_of_images(state))
+        control.create_vm("vm", BUDGET, [exact(SIZE)] * 2)
+        control.create_vm("full", 3 * SIZE, [exact(SIZE)] * 3)
+        control.create_vm("thick", BUDGET, [exact(SIZE)], preallocate=True)
+        control.create_vm("packed", package="small")
+        for vm in control.vms():
+            for disk in vm.disks:
+                with (state.volumes / f"{disk.volume}.raw").open("r+b") as file:
+                    file.write(PATTERN * (SIZE // len(PATTERN)))
+
+
+def copy_of(template: Path, root: Path) -> StateDirectory:
+    """A state directory as `template`: files that share blocks still do where that is possible."""
+    subprocess.run(["cp", "-a", "--reflink=auto", template, root], check=True)
+    return StateDirectory(root)
 
 
 class Killer:
@@ -94,36 +148,26 @@ class Killer:
         self._report = report
 
     def __call__(self, frame: FrameType, event: str, called: Any) -> None:
-        if event != "c_call" or not _is_step(called):
+        step = step_of(frame, event, called)
+        if step is None:
             return
         if self._left == 0:
             sys.setprofile(None)
-            os.write(self._report, _name(called).encode())
+            os.write(self._report, step.encode())
             os.kill(os.getpid(), signal.SIGKILL)
         self._left -= 1
 
 
-def _is_step(called: Any) -> bool:
-    module = getattr(called, "__module__", None)
-    if module is None:  # a method: of a sqlite3 object?
-        module = type(getattr(called, "__self__", None)).__module__
-    return called.__name__ in _STEPS.get(module, ())
-
-
-def _name(called: Any) -> str:
-    return str(getattr(called, "__qualname__", called.__name__))
-
-
 def run(change: str, template: Path, root: Path, step: int) -> str | None:
     """Fork a process that is killed before that step; the step's name, None where the operation came to its end."""
-    shutil.copytree(template, root)
+    state = copy_of(template, root)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         sys.setprofile(Killer(step, writing))
         try:
-            with Control.open(StateDirectory(root)) as control:
+            with Control.open(state) as control:
                 CHANGES[change](control)
             sys.setprofile(None)
             os._exit(0)
