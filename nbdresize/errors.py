@@ -115,6 +115,12 @@ class OperationCancelled(NbdresizeError):
     http_status, nbd_errno, exit_code = 409, errno.EIO, 15
 
 
+class Inconsistent(NbdresizeError):
+    """Ledger, volumes and servers don't agree: what `nbdresize check` has found, and could not mend."""
+
+    http_status, nbd_errno, exit_code = 500, errno.EIO, 16
+
+
 ERRORS: tuple[type[NbdresizeError], ...] = (
     InvalidArgument,
     InsufficientSpace,
@@ -129,5 +135,6 @@ ERRORS: tuple[type[NbdresizeError], ...] = (
     ServerFailed,
     PeerFailed,
     OperationCancelled,
+    Inconsistent,
 )
 """All of them, in the order of their exit codes."""

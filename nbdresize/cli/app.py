@@ -5,7 +5,21 @@ from typing import Annotated, Protocol
 import typer
 from typer.core import TyperGroup
 
-from nbdresize.cli import disk, image, operations, options, output, package, pool, remote, serve, status, switch, vm
+from nbdresize.cli import (
+    check,
+    disk,
+    image,
+    operations,
+    options,
+    output,
+    package,
+    pool,
+    remote,
+    serve,
+    status,
+    switch,
+    vm,
+)
 from nbdresize.errors import EXIT_USAGE
 
 PROGRAM = "nbdresize"
@@ -31,9 +45,6 @@ class _Group(Protocol):
     def register(self, app: typer.Typer) -> None: ...
 
 
-_ORDER = ("serve", "vm", "disk", "package", "image", "pool", "switch", "operations", "size", "grow", "status")
-
-
 _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("vm", vm),
     ("disk", disk),
@@ -43,6 +54,8 @@ _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("switch", switch),
     ("operations", operations),
 )
+
+_ORDER = ("serve", *(name for name, _ in _GROUPS), "size", "grow", "status", "check")
 
 
 class _Commands(TyperGroup):
@@ -64,6 +77,7 @@ def build() -> typer.Typer:
     serve.register(app)
     remote.register(app)
     status.register(app)
+    check.register(app)
     return app
 
 

@@ -24,11 +24,15 @@ def confirm(loss: str, *, yes: bool) -> None:
 
     Raises Misuse where nobody can be asked, typer.Abort where the answer is no.
     """
-    if yes:
-        return
+    if not yes:
+        check_terminal(f"Deleting {loss}")
+        typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)
+
+
+def check_terminal(doing: str) -> None:
+    """Raises Misuse where nobody sits at a terminal who can be asked whether that may be done."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise Misuse(f"Deleting {loss} needs --yes where there is no terminal to ask at", "add it, or use a terminal")
-    typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)
+        raise Misuse(f"{doing} needs --yes where there is no terminal to ask at", "add it, or use a terminal")
 
 
 def done_before(control: "Control", operation: str | None) -> bool:

@@ -52,7 +52,7 @@ class _Display:
         if step != self._step:  # a new task: the speed of the step before says nothing about this one
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
-            self._bar.add_task(step, total=progress.total)
+            self._bar.add_task(step, total=progress.total, counted=output.shown(progress.counted))
             self._step = step
         self._bar.update(self._bar.task_ids[0], completed=progress.done, total=progress.total)
         self._bar.refresh()
@@ -69,9 +69,11 @@ def _bar() -> "Bar":
     from rich.text import Text
 
     class Amounts(ProgressColumn):
-        """`1.5 GiB of 20 GiB, 310 MiB/s`."""
+        """`1.5 GiB of 20 GiB, 310 MiB/s`; `17 of 1000 VMs`."""
 
         def render(self, task: "Task") -> Text:
+            if task.fields["counted"]:
+                return Text(f"{task.completed:.0f} of {task.total or 0:.0f} {task.fields['counted']}")
             speed = f", {_rounded(task.speed)}/s" if task.speed else ""
             return Text(f"{_rounded(task.completed)} of {_rounded(task.total or 0)}{speed}")
 

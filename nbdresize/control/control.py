@@ -13,6 +13,7 @@ from typing import Literal, Self
 from nbdresize.config import StateDirectory
 from nbdresize.control import (
     catalog_records,
+    check,
     disks,
     images,
     names,
@@ -28,6 +29,7 @@ from nbdresize.control import (
     vms,
 )
 from nbdresize.control.budget import largest
+from nbdresize.control.checks.report import CheckReport
 from nbdresize.control.leases import Lease, enter
 from nbdresize.control.model import (
     MAX_SNAPSHOTS,
@@ -515,6 +517,16 @@ class Control:
         """
         with self._site.ledger.deciding() as connection:
             return operation_log.ask_to_cancel(connection, names.operation_id(operation))
+
+    # All of it
+
+    def check(self, *, repair: bool = False, listener: Listener = nobody) -> CheckReport:
+        """Whether ledger, volumes, other files and running servers agree; everything that is wrong, and the way out.
+
+        Servers and other commands may go on: what they are just changing is skipped, and named. With `repair`, what
+        can be put right without losing anything is. Raises StateUnusable where the ledger can't be read at all.
+        """
+        return check.check(self._site, repair=repair, listener=listener)
 
     def close(self) -> None:
         self._site.ledger.close()

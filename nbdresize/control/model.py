@@ -343,11 +343,12 @@ class OperationState(enum.Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long step of an operation has come, in bytes."""
+    """How far a long step of an operation has come, in bytes; or in what is `counted`, such as VMs."""
 
     step: str
     done: int
     total: int
+    counted: str = ""
 
 
 @dataclass(frozen=True)

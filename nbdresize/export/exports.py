@@ -45,9 +45,15 @@ class Connection:
     since: datetime
 
     def describe(self) -> dict[str, Any]:
-        """What the admin socket tells of it: the time in ISO 8601, counts of requests and bytes."""
+        """What the admin socket tells of it: the time in ISO 8601, counts of requests and bytes.
+
+        `size` is what the connection may use now, in bytes, and `generation` belongs to it.
+        """
+        size, generation = self.export.backing.live.state
         return {
             "export": self.export.name,
+            "size": size,
+            "generation": generation,
             "peer": self.client.peer,
             "since": self.since.isoformat(),
             "read_only": self.export.read_only,

@@ -196,6 +196,8 @@ def test_the_registry_knows_who_has_what_open(exports: Exports) -> None:
     assert described.pop("since").endswith("+00:00")
     assert described == {
         "export": "web1/disk0",
+        "size": export.backing.live.size,
+        "generation": 1,
         "peer": "unix:pid 7",
         "read_only": True,
         "requests": 1,

@@ -1,0 +1,1 @@
+"""What `nbdresize check` looks at, one concern a module; `control.check` puts them together."""
