@@ -73,6 +73,14 @@ def text(value: str) -> None:
         raise Unwritable(error) from error
 
 
+def rewrite(value: str) -> None:
+    """Put `value` in the place of the line that the cursor stands on, at once; for a terminal only."""
+    try:
+        print(f"\r\x1b[K{value}", end="", flush=True)
+    except OSError as error:
+        raise Unwritable(error) from error
+
+
 def document(value: object) -> None:
     """Print a JSON document."""
     text(json.dumps(value, indent=2))
@@ -94,6 +102,11 @@ def shown(text: str) -> str:
 def size(value: int, *, exact: bool = False) -> str:
     """`value` bytes as the tables show it: for people, or `exact` as a plain number."""
     return str(value) if exact else format_size(value)
+
+
+def about(value: int, *, exact: bool = False) -> str:
+    """As `size`, of what is only measured: two decimals are enough."""
+    return str(value) if exact else format_size(value).partition(" (")[0]
 
 
 def duration(seconds: float) -> str:

@@ -1,27 +1,33 @@
-"""`nbdresize status`: running servers, their clients, and what the VMs have."""
+"""`nbdresize status`: running servers, their clients, what goes on, and what the VMs and their pool have."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nbdresize.cli import options, output, views
+from nbdresize.cli import operation_views, options, output, views
 from nbdresize.cli.output import Column
-from nbdresize.errors import ServerFailed
+from nbdresize.cli.pool import pool_json, pool_line
+from nbdresize.cli.switch import show_switches, switches_json
+from nbdresize.errors import ServerFailed, VolumeFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nbdresize.config import StateDirectory
-    from nbdresize.control.model import VM
+    from nbdresize.control.control import Control
+    from nbdresize.control.model import VM, Operation, Pool
+    from nbdresize.control.switches import Switches
 
 _STATUS = options.explained(
-    "Show the running servers, their clients, and the VMs with their budgets.",
+    "Show the running servers, their clients, the pool, and the VMs with their budgets.",
     """
     nbdresize status
     nbdresize status --json
     """,
-    "Every server of the state directory is asked; one that does not answer within two seconds is shown as such.",
+    "Every server of the state directory is asked; one that does not answer within two seconds is shown as such. So are"
+    " the operations that run, and everything that is switched.",
 )
 
 _Json = dict[str, Any]
@@ -32,17 +38,45 @@ def register(app: typer.Typer) -> None:
     app.command("status", **_STATUS)(status)
 
 
+@dataclass(frozen=True)
+class _Ledger:
+    """What the state directory itself tells. The pool is None where it can't be seen, for the reason in `problem`."""
+
+    vms: "list[VM]"
+    operations: "list[Operation]"
+    switches: "Switches"
+    pool: "Pool | None"
+    problem: str
+
+
 def status(json: options.Json = False, exact: options.Bytes = False, root: options.Root = None) -> None:
     from nbdresize.config import state_directory
 
     state = state_directory(root)
     with options.control(root) as control:
-        vms = control.vms()
+        known = _known(control)
     servers = _servers(state)
     if json:
-        output.document({"root": str(state.root), "servers": servers, "vms": [views.vm_json(vm) for vm in vms]})
+        document = {
+            "root": str(state.root),
+            "servers": servers,
+            "pool": {"problem": known.problem} if known.pool is None else {**pool_json(known.pool), "problem": None},
+            "operations": [operation_views.operation_json(each) for each in known.operations],
+            **switches_json(known.switches),
+            "vms": [views.vm_json(vm) for vm in known.vms],
+        }
+        output.document(document)
     else:
-        _show(state, servers, vms, exact=exact)
+        _show(state, servers, known, exact=exact)
+
+
+def _known(control: "Control") -> _Ledger:
+    pool, problem = None, ""
+    try:
+        pool = control.pool()
+    except VolumeFailed as error:
+        problem = error.problem
+    return _Ledger(control.vms(), control.operations(running=True), control.switches(), pool, problem)
 
 
 def _servers(state: "StateDirectory") -> list[_Json]:
@@ -87,14 +121,25 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _show(state: "StateDirectory", servers: Sequence[_Json], vms: Sequence["VM"], *, exact: bool) -> None:
+def _show(state: "StateDirectory", servers: Sequence[_Json], known: _Ledger, *, exact: bool) -> None:
     output.line(f"State directory {state.root}")
     output.line()
     _show_servers(servers)
     output.line()
     _show_clients(servers, exact=exact)
-    if vms:
-        views.show_vms(vms, exact=exact)
+    if known.operations:
+        operation_views.show_operations(known.operations)
+        output.line()
+    if known.switches.settings or known.switches.allowed:
+        show_switches(known.switches)
+        output.line()
+    if known.pool is None:
+        output.line(f"Pool: can't be seen: {known.problem}")
+    else:
+        output.line(pool_line(known.pool, exact=exact))
+    output.line()
+    if known.vms:
+        views.show_vms(known.vms, exact=exact)
     else:
         output.line("No VMs yet: nbdresize vm create NAME --disk-space SIZE makes one.")
 

@@ -48,15 +48,14 @@ def parse_overcommit(text: str) -> Fraction | None:
     return ratio
 
 
-def terms(connection: sql.Connection, found: Measured) -> PoolTerms:
-    """Capacity, promises and ratio as they are in this transaction."""
-    pool = _read(connection, found)
+def terms_of(pool: Pool) -> PoolTerms:
+    """What the pool may promise still."""
     return PoolTerms(pool.capacity, pool.promised, pool.overcommit)
 
 
 def check_room(connection: sql.Connection, found: Measured, what: str, more: int) -> None:
     """Raises InsufficientSpace where the pool does not allow `more` bytes to be promised to `what`."""
-    terms(connection, found).check(what, more)
+    terms_of(_read(connection, found)).check(what, more)
 
 
 def read_pool(site: Site) -> Pool:
