@@ -116,8 +116,9 @@ def _answer(path: Path, message: Mapping[str, Any], timeout: float) -> Answer | 
 
 def _converse(path: Path, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     deadline = time.monotonic() + timeout
+    line = _line(message)
     with Conversation(path, deadline) as conversation:
-        conversation.tell(message, deadline)
+        conversation.send(line, deadline)
         return conversation.answer(deadline)
 
 
@@ -153,9 +154,10 @@ class Conversation:
 
     def tell(self, message: Mapping[str, Any], deadline: float) -> None:
         """Send a request, before `deadline`."""
-        line = json.dumps(message).encode() + b"\n"
-        if len(line) > LONGEST_LINE:
-            raise ServerFailed(f"A request of {len(line)} bytes is more than a server takes")
+        self.send(_line(message), deadline)
+
+    def send(self, line: bytes, deadline: float) -> None:
+        """Send a request that is a line already, before `deadline`."""
         with self._talking(deadline):
             self._socket.sendall(line)
 
@@ -180,6 +182,13 @@ class Conversation:
             raise ServerFailed(f"The server at {self.path} did not answer within {seconds}") from error
         except OSError as error:
             raise ServerFailed(f"The server at {self.path} can't be asked: {error.strerror or error}") from error
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    line = json.dumps(message).encode() + b"\n"
+    if len(line) > LONGEST_LINE:
+        raise ServerFailed(f"A request of {len(line)} bytes is more than a server takes")
+    return line
 
 
 def _receive_line(connection: socket.socket, deadline: float) -> bytes:
