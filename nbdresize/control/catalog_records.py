@@ -15,13 +15,26 @@ from nbdresize.control.records import Entry
 from nbdresize.units import REMAINING, SizeRequest
 
 
-def account_of(connection: sql.Connection, entry: Entry) -> Account:
-    """The account of a VM for a decision; of one with a package, with the budgets that other packages would give."""
+def account_of(connection: sql.Connection, entry: Entry, *, packages: bool = False) -> Account:
+    """The account of a VM for a decision; of one with a package, with the budgets that other packages would give.
+
+    `packages`: also of one without, since it is to get one. A package that does not take its image gives it none.
+    """
     account = entry.account
-    if entry.vm.package is None:
+    if entry.vm.package is None and not packages:
         return account
-    budgets = {each.name: each.disk_space + entry.vm.image_space for each in read_packages(connection)}
+    image = image_size_of(entry)
+    budgets = {
+        each.name: each.disk_space + entry.vm.image_space
+        for each in read_packages(connection)
+        if each.max_image is None or image <= each.max_image
+    }
     return replace(account, packages=budgets)
+
+
+def image_size_of(entry: Entry) -> int:
+    """The size of the image that a VM was made from, which may be gone; 0 where it was made from none."""
+    return max((disk.minimum for disk in entry.disks), default=entry.vm.image_space)
 
 
 def read_packages(connection: sql.Connection) -> list[Package]:

@@ -192,15 +192,21 @@ def _check_form(new: NewVM) -> None:
 
 def _budget(new: NewVM, package: Package | None, image: Image | None) -> int:
     """What the VM may take. Raises LimitExceeded for an image larger than the package takes."""
-    if image is not None and package is not None and package.max_image is not None and image.size > package.max_image:
-        raise LimitExceeded(
-            f"Image {image.name} has {format_size(image.size)}, but package {package.name} takes images "
-            f"of at most {format_size(package.max_image)}",
-            "choose a smaller image or another package",
-        )
+    if image is not None and package is not None:
+        _check_image(package, image.name, image.size)
     space = package.disk_space if package is not None else new.disk_space
     assert space is not None
     return check_budget(package_budget(space, image.original_size if image is not None else 0))
+
+
+def _check_image(package: Package, image: str, size: int) -> None:
+    """Raises LimitExceeded for an image of more bytes than the package takes."""
+    if package.max_image is not None and size > package.max_image:
+        raise LimitExceeded(
+            f"Image {image} has {format_size(size)}, but package {package.name} takes images "
+            f"of at most {format_size(package.max_image)}",
+            "choose a smaller image or another package",
+        )
 
 
 def _promise(
@@ -304,6 +310,8 @@ def _update_budget(
     values: dict[str, object] = {}
     if package is not None:
         found = package_of(connection, package)
+        if entry.vm.image is not None:
+            _check_image(found, entry.vm.image, catalog_records.image_size_of(entry))
         disk_space = check_budget(package_budget(found.disk_space) + entry.vm.image_space)
         values["package_id"] = found.id
     elif entry.vm.package is not None:
@@ -312,7 +320,7 @@ def _update_budget(
             f"change to another one with nbdresize vm update {entry.vm.name} --package NAME",
         )
     assert disk_space is not None
-    account_of(connection, entry).check_new_budget(disk_space)
+    account_of(connection, entry, packages=package is not None).check_new_budget(disk_space)
     more = disk_space - entry.vm.budget
     if more > 0:
         what = f"Raising the budget of VM {entry.vm.name} to {format_size(disk_space)}"
