@@ -18,7 +18,7 @@ from nbdresize.control import (
     switches,
 )
 from nbdresize.control.budget import Account, check_budget
-from nbdresize.control.catalog_records import account_of
+from nbdresize.control.catalog_records import account_of, image_size_of
 from nbdresize.control.changes import check_changes, decide_changes
 from nbdresize.control.disks import plain, protected, removal, reread, undo_after
 from nbdresize.control.fence import fenced
@@ -311,7 +311,7 @@ def _update_budget(
     if package is not None:
         found = package_of(connection, package)
         if entry.vm.image is not None:
-            _check_image(found, entry.vm.image, catalog_records.image_size_of(entry))
+            _check_image(found, entry.vm.image, image_size_of(entry))
         disk_space = check_budget(package_budget(found.disk_space) + entry.vm.image_space)
         values["package_id"] = found.id
     elif entry.vm.package is not None:
