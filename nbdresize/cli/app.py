@@ -16,6 +16,7 @@ from nbdresize.cli import (
     pool,
     remote,
     serve,
+    snapshot,
     status,
     switch,
     vm,
@@ -48,6 +49,7 @@ class _Group(Protocol):
 _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("vm", vm),
     ("disk", disk),
+    ("snapshot", snapshot),
     ("package", package),
     ("image", image),
     ("pool", pool),

@@ -19,14 +19,16 @@ DETAILS = (
 """What the help of a deleting command says about it."""
 
 
-def confirm(loss: str, *, yes: bool) -> None:
+def confirm(loss: str, *, yes: bool, doing: str = "Deleting", question: str = "Delete") -> None:
     """Go on only if `yes`, or if whoever sits at the terminal says so; `loss` names what will be gone.
+
+    `doing` and `question` are what messages say about it.
 
     Raises Misuse where nobody can be asked, typer.Abort where the answer is no.
     """
     if not yes:
-        check_terminal(f"Deleting {loss}")
-        typer.confirm(f"Delete {output.shown(loss)} for good?", abort=True, err=True)
+        check_terminal(f"{doing} {loss}")
+        typer.confirm(f"{question} {output.shown(loss)} for good?", abort=True, err=True)
 
 
 def check_terminal(doing: str) -> None:

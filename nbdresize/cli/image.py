@@ -1,6 +1,5 @@
 """The commands of `nbdresize image`."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +169,7 @@ def _json(image: "Image") -> dict[str, Any]:
         "size": image.size,
         "original_size": image.original_size,
         "space": image.space,
-        "created": _time(image.created),
+        "created": output.iso_moment(image.created),
     }
 
 
@@ -186,13 +185,8 @@ def _show(images: "list[Image]", *, exact: bool) -> None:
         [
             image.name,
             *(output.size(each, exact=exact) for each in (image.size, image.original_size, image.space)),
-            _time(image.created).replace("T", " ").removesuffix("Z"),
+            output.moment(image.created),
         ]
         for image in images
     ]
     output.table(columns, rows)
-
-
-def _time(seconds: int) -> str:
-    """A moment, ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -48,22 +48,22 @@ def _finite(value: float) -> float:
 
 def complete_vm(incomplete: str) -> list[str]:
     """VM names for the shell; none where there is no ledger to read."""
-    return _completed(incomplete, lambda opened: [vm.name for vm in opened.vms()])
+    return completed(incomplete, lambda opened: [vm.name for vm in opened.vms()])
 
 
 def complete_vm_disk(incomplete: str) -> list[str]:
     """Disks as VM/DISK for the shell."""
-    return _completed(incomplete, lambda opened: [disk.export_name for vm in opened.vms() for disk in vm.disks])
+    return completed(incomplete, lambda opened: [disk.export_name for vm in opened.vms() for disk in vm.disks])
 
 
 def complete_package(incomplete: str) -> list[str]:
     """Package names for the shell."""
-    return _completed(incomplete, lambda opened: [package.name for package in opened.packages()])
+    return completed(incomplete, lambda opened: [package.name for package in opened.packages()])
 
 
 def complete_image(incomplete: str) -> list[str]:
     """Image names for the shell."""
-    return _completed(incomplete, lambda opened: [image.name for image in opened.images()])
+    return completed(incomplete, lambda opened: [image.name for image in opened.images()])
 
 
 def complete_disk(incomplete: str) -> list[str]:
@@ -73,7 +73,8 @@ def complete_disk(incomplete: str) -> list[str]:
     return [name for slot in range(MAX_DISKS) if (name := f"disk{slot}").startswith(incomplete)]
 
 
-def _completed(incomplete: str, names: "Callable[[Control], list[str]]") -> list[str]:
+def completed(incomplete: str, names: "Callable[[Control], list[str]]") -> list[str]:
+    """Those of the names that begin like that; none where there is no ledger to read."""
     try:
         with control() as opened:
             return [name for name in names(opened) if name.startswith(incomplete)]

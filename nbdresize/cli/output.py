@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TextIO
 
 from nbdresize.units import format_size
@@ -107,6 +108,16 @@ def size(value: int, *, exact: bool = False) -> str:
 def about(value: int, *, exact: bool = False) -> str:
     """As `size`, of what is only measured: two decimals are enough."""
     return str(value) if exact else format_size(value).partition(" (")[0]
+
+
+def moment(seconds: float) -> str:
+    """A moment, of seconds since 1970, to the second: `2026-11-21 16:00:00`, in UTC."""
+    return iso_moment(seconds).replace("T", " ").removesuffix("Z")
+
+
+def iso_moment(seconds: float) -> str:
+    """A moment as JSON has it, ISO 8601: `2026-11-21T16:00:00Z`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def duration(seconds: float) -> str:

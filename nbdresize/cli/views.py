@@ -59,7 +59,12 @@ def vm_json(vm: "VM") -> Json:
 
 def disks_json(vm: "VM") -> Json:
     """What `disk list` answers with."""
-    return {"vm": vm.name, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
+    return {
+        "vm": vm.name,
+        **space_json(vm),
+        "snapshot_space": vm.snapshot_space,
+        "disks": [disk_json(disk) for disk in vm.disks],
+    }
 
 
 def outcome_json(outcome: "ResizeOutcome") -> Json:
