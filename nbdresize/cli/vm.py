@@ -1,6 +1,7 @@
 """The commands of `nbdresize vm`."""
 
 import enum
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,11 +11,12 @@ from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
 from nbdresize.control.model import ClientResize
-from nbdresize.units import parse_size
+from nbdresize.units import SizeRequest, parse_size
 
 if TYPE_CHECKING:
     from nbdresize.control.control import Control
     from nbdresize.control.model import VM, ChangeOutcome
+    from nbdresize.control.payloads import Creation
 
 
 class Policy(enum.StrEnum):
@@ -45,7 +47,8 @@ _CREATE = options.explained(
     nbdresize vm create web1 --disk-space 100G --disk 20G --disk remaining
     nbdresize vm create db1 --disk-space 1T --disk 50G --owner alice
     nbdresize vm create app1 --package small --image debian
-    nbdresize vm create app2 --package small --image debian --disk image --disk 20G
+    nbdresize vm create app2 --package big --image deb --disk image --disk 20G
+    nbdresize vm create app3 --from-json app3.json
     """,
     "Its budget is --disk-space, or that of its --package; an --image adds what it was added with. --disk may be given"
     " up to eight times: a size, or 'remaining' (once) for all that the others leave. The first is disk0, which boots;"
@@ -133,13 +136,17 @@ def create(
     client_resize: Annotated[
         Policy, typer.Option("--client-resize", help="What its clients may do to sizes, if the server allows it.")
     ] = Policy.DEFAULT,
+    document: documents.FromJson = None,
     preallocate: options.Preallocate = False,
     operation: options.Operation = None,
     json: options.Json = False,
     root: options.Root = None,
 ) -> None:
     budget = None if disk_space is None else parse_size(disk_space)
-    requests = [options.new_disk(text) for text in disk] if disk else None
+    requests: Sequence[SizeRequest | None] | None = [options.new_disk(text) for text in disk] if disk else None
+    if document is not None:
+        told = _creation(document, disks=requests is not None, package=package is not None, image=image is not None)
+        requests, package, image = requests or told.disks, package or told.package, image or told.image
     with options.control(root, create=True) as control, progress.shown(json=json) as listener:
         vm = control.create_vm(
             name,
@@ -157,6 +164,18 @@ def create(
         output.document(views.vm_json(vm))
         return
     views.show_disks(vm, exact=False)
+
+
+def _creation(document: str, **given: bool) -> "Creation":
+    """What the document says of a new VM; `given` tells what options say already, which it may not say too."""
+    from nbdresize.control.payloads import MOST_BYTES, read_creation
+
+    told = read_creation(documents.read(document, MOST_BYTES))
+    for name, by_option in given.items():
+        if by_option and getattr(told, name) is not None:
+            option = "--disk" if name == "disks" else f"--{name}"
+            raise Misuse(f"{option} was given, and --from-json says {name} too", "say it in one place")
+    return told
 
 
 def list_vms(json: options.Json = False, exact: options.Bytes = False, root: options.Root = None) -> None:
