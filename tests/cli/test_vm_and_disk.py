@@ -1,10 +1,12 @@
 """The commands on VMs and disks: what they do, what they print, the shape of their JSON."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from nbdresize.config import StateDirectory
+from nbdresize.control.control import Control
 from tests.cli.command import Command, Inside
 
 pytestmark = pytest.mark.slow
@@ -62,7 +64,21 @@ def test_a_vm_from_creation_to_deletion(inside: Inside) -> None:
         "ann",
         "--json",
     ).ok()
-    assert list(created.json) == ["name", "owner", "client_resize", "total_space", "used_space", "free_space", "disks"]
+    assert {key: value for key, value in created.json.items() if key != "disks"} == {
+        "name": "web1",
+        "owner": "ann",
+        "package": None,
+        "image": None,
+        "protected": False,
+        "client_resize": None,
+        "allowed": {"client_resize": None, "snapshots": True, "flexible_disks": True},
+        "total_space": 100 * GIB,
+        "used_space": 100 * GIB,
+        "free_space": 0,
+        "snapshots": 0,
+        "snapshot_limit": 128,
+        "snapshot_space": 0,
+    }
     assert [disk["size"] for disk in created.json["disks"]] == [20 * GIB, 80 * GIB]
     assert inside("vm", "show", "web1", "--json").ok().json == created.json
     assert inside("vm", "list", "--json").ok().json == {"vms": [created.json]}
@@ -166,3 +182,110 @@ def test_what_clients_may_do_to_sizes_is_a_vm_s_own(inside: Inside) -> None:
     assert "its clients may resize: off" in inside("vm", "show", "web1").ok().out
     assert inside("vm", "update", "web1", "--client-resize", "default", "--json").ok().json["client_resize"] is None
     assert inside("vm", "update", "web1").code == 2, "nothing to change"
+
+
+def test_one_update_changes_several_things_or_none(web1: Command, inside: Inside) -> None:
+    words = ("vm", "update", "web1", "--owner", "ann", "--client-resize", "off", "--protected", "--json")
+    refused = inside(*words, "--disk-space", "24G")
+    assert (refused.code, json.loads(refused.err)["error"]) == (4, "InsufficientSpace")
+    before = inside("vm", "show", "web1", "--json").ok().json
+    assert (before["owner"], before["client_resize"], before["protected"]) == (None, None, False)
+    after = inside(*words, "--disk-space", "30G").ok().json
+    assert after == inside("vm", "show", "web1", "--json").ok().json
+    assert (after["owner"], after["client_resize"], after["protected"]) == ("ann", "off", True)
+    assert after["total_space"] == 30 * GIB
+
+
+def test_show_tells_what_is_out_of_the_ordinary(web1: Command, inside: Inside) -> None:
+    assert inside("vm", "show", "web1").ok().out.startswith("DISK ")
+    with Control.open(StateDirectory(inside.root)) as control:
+        control.create_package("small", 30 * GIB)
+        control.set_switch("snapshots", "off", vm="web1")
+        control.set_switch("flexible_disks", "off", vm="web1")
+    inside("vm", "update", "web1", "--package", "small", "--client-resize", "grow", "--protected").ok()
+    lines = inside("vm", "show", "web1").ok().out.splitlines()
+    assert lines[:5] == [
+        "its package: small",
+        "protected: its disks can't be shrunk, deleted or rolled back",
+        "its clients may resize: grow",
+        "snapshots: switched off",
+        "flexible disks: switched off",
+    ]
+    assert inside("vm", "show", "web1", "--json").ok().json["allowed"] == {
+        "client_resize": "grow",
+        "snapshots": False,
+        "flexible_disks": False,
+    }
+
+
+def test_the_list_has_columns_for_what_there_is_and_fits_a_terminal(web1: Command, inside: Inside) -> None:
+    assert inside("vm", "list").ok().out.split("\n")[0].split() == ["NAME", "OWNER", "DISKS", "BUDGET", "USED", "FREE"]
+    with Control.open(StateDirectory(inside.root)) as control:
+        control.create_package("large-2026", 800 * GIB)
+    inside("vm", "update", "web1", "--package", "large-2026", "--owner", "customer-17").ok()
+    out = inside("vm", "list").ok().out.splitlines()
+    assert out[0].split() == ["NAME", "OWNER", "PACKAGE", "DISKS", "BUDGET", "USED", "FREE"]
+    assert out[1].split()[:4] == ["web1", "customer-17", "large-2026", "2"]
+    assert max(map(len, out)) <= 80
+
+
+def test_a_deletion_says_all_that_goes(web1: Command, inside: Inside, tmp_path: Path) -> None:
+    refusal = inside("vm", "delete", "web1").failed(2, "UsageError")
+    assert "Deleting web1 and its 2 disks (25 GiB) needs --yes" in refusal
+    assert inside("vm", "delete", "web1", "--yes").ok().out == "web1 and its 2 disks (25 GiB): deleted\n"
+
+
+def test_a_deletion_can_be_retried_by_its_id_without_being_asked_again(web1: Command, inside: Inside) -> None:
+    for words in (("disk", "delete", "web1", "disk1"), ("vm", "delete", "web1")):
+        inside(*words, "--yes", "--operation-id", words[0]).ok()
+        assert inside(*words, "--operation-id", words[0], "--json").ok().json["deleted"] is True
+        inside(*words, "--yes", "--operation-id", "another").failed(5, "ResourceNotFound")
+
+
+def test_a_retried_deletion_spares_the_disk_that_has_taken_the_slot(web1: Command, inside: Inside) -> None:
+    inside("disk", "delete", "web1", "disk1", "--yes", "--operation-id", "one").ok()
+    inside("disk", "add", "web1", "1G").ok()
+    inside("disk", "delete", "web1", "disk1", "--yes", "--operation-id", "one").ok()
+    assert [disk["slot"] for disk in inside("disk", "list", "web1", "--json").ok().json["disks"]] == ["disk0", "disk1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("vm", "update", "web1"), 2, "give --disk-space or --package"),
+        (("vm", "update", "web1", "--preallocate"), 2, "are for the disks of --from-json"),
+        (("vm", "update", "web1", "--disconnect", "--protected"), 2, "are for the disks of --from-json"),
+        (("vm", "update", "web1", "--package", "p", "--disk-space", "1G"), 3, "either a package or a budget"),
+        (("vm", "update", "web1", "--package", "p"), 5, "There is no package p"),
+        (("vm", "update", "web1", "--owner", ""), 3, "can't be an owner"),
+        (("vm", "update", "web1", "--protected=yes"), 2, "--protected"),
+        (("vm", "show"), 2, "Missing argument"),
+        (("vm", "show", "web2"), 5, "no VM web2"),
+        (("vm", "show", "web1", "web2"), 2, "unexpected"),
+        (("vm", "list", "web1"), 2, "unexpected"),
+        (("vm", "list", "--yes"), 2, "--yes"),
+        (("vm", "list", "--root"), 2, "--root"),
+        (("vm", "delete"), 2, "Missing argument"),
+        (("vm", "delete", "web2", "--yes"), 5, "no VM web2"),
+        (("vm", "delete", "web1", "--yes", "--operation-id", "a b"), 3, "can't be the id"),
+        (("disk", "resize", "web1"), 2, "Missing argument 'DISK'"),
+        (("disk", "resize", "web1", "disk0"), 2, "Missing argument 'SIZE'"),
+        (("disk", "resize", "web1", "disk0", "20X"), 3, "not a size"),
+        (("disk", "add", "web1"), 2, "Missing argument"),
+        (("disk", "add", "web1", "+5G"), 3, "no size yet to add to"),
+        (("disk", "add", "web1", "80G"), 4, "at most 75 GiB more"),
+        (("disk", "delete", "web1"), 2, "Missing argument"),
+        (("disk", "delete", "web1", "disk0", "--yes"), 3, "delete the VM to delete it"),
+        (("disk", "delete", "web1", "disk7", "--yes"), 5, "it has disk0, disk1"),
+    ],
+)
+def test_wrong_usage_is_told_with_a_way_out_and_changes_nothing(
+    words: tuple[str, ...], code: int, told: str, web1: Command, inside: Inside
+) -> None:
+    before = inside("vm", "list", "--json").ok().json
+    answer = inside(*words)
+    assert answer.code == code, answer.err
+    assert told in answer.err
+    assert answer.out == ""
+    assert len(answer.err.splitlines()) == 1
+    assert inside("vm", "list", "--json").ok().json == before
