@@ -12,7 +12,7 @@ from typing import TextIO
 
 from nbdresize.units import format_size
 
-_UNLIMITED_WIDTH = 100_000
+_GAP = "  "
 
 
 class Unwritable(Exception):
@@ -142,29 +142,58 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: i
 
     The header is left out where no column has a title.
     """
+    cells = [[shown(cell) for cell in row] for row in rows]
+    titled = any(column.title for column in columns)
+    widths = [
+        max(_width(text) for text in (column.title, *(row[index] for row in cells)))
+        for index, column in enumerate(columns)
+    ]
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    if terminal and indent + sum(widths) + len(_GAP) * (len(widths) - 1) > shutil.get_terminal_size().columns:
+        _folded_table(columns, cells, indent=indent, titled=titled)
+        return
+    if titled:
+        header = _row([column.title for column in columns], columns, widths, indent)
+        text(f"\x1b[1m{header}\x1b[0m" if terminal else header)
+    for row in cells:
+        text(_row(row, columns, widths, indent))
+
+
+def _row(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int], indent: int) -> str:
+    padded = (
+        blank + cell if column.right else cell + blank
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+        for blank in [" " * (width - _width(cell))]
+    )
+    return (" " * indent + _GAP.join(padded)).rstrip()
+
+
+def _width(cell: str) -> int:
+    """The columns that it takes on a terminal."""
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(cell)
+
+
+def _folded_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, indent: int, titled: bool) -> None:
+    """The same for a terminal that is narrower than the table; this takes much longer."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(
-        box=None,
-        pad_edge=False,
-        show_header=any(column.title for column in columns),
-        header_style="bold",
-        padding=(0, 2, 0, 0),
-    )
+    grid = Table(box=None, pad_edge=False, show_header=titled, header_style="bold", padding=(0, len(_GAP), 0, 0))
     for column in columns:
         grid.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(shown(cell)) for cell in row))
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED_WIDTH
+        grid.add_row(*(Text(cell) for cell in row))
     rendered = io.StringIO()
     console = Console(
         file=rendered,
-        width=width,
-        force_terminal=terminal,
+        width=shutil.get_terminal_size().columns,
+        force_terminal=True,
         highlight=False,
         markup=False,
         emoji=False,

@@ -6,7 +6,7 @@ operations stands in the modules of those names.
 
 import enum
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ class Kind(enum.Enum):
     SET_SWITCH = "set_switch"
     UPDATE_POOL = "update_pool"
 
+
+_AT_ONCE = 500
+"""Names in one statement."""
 
 WHOLE_VM = frozenset({Kind.CREATE_VM, Kind.DELETE_VM})
 """While such a change is unfinished, users see no VM."""
@@ -153,7 +156,7 @@ def read_vms(connection: sql.Connection, name: str | None = None) -> list[Entry]
         one = sql.select(vms.c.id).where(vms.c.name == name).scalar_subquery()
         all_disks = all_disks.where(disks.c.vm_id == one)
         space = space.where(schema.snapshots.c.vm_id == one)
-    disks_by_vm = _grouped(connection.execute(all_disks).mappings(), "vm_id")
+    disks_by_vm = _grouped(connection.execute(all_disks).mappings().all(), "vm_id")
     intents_by_vm: dict[int, list[Intent]] = {}
     for intent in read_intents(connection, one):
         if intent.vm_id is not None:
@@ -164,7 +167,7 @@ def read_vms(connection: sql.Connection, name: str | None = None) -> list[Entry]
         _entry(
             row, disks_by_vm.get(row["id"], []), intents_by_vm.get(row["id"], []), snapshots.get(row["id"], {}), rules
         )
-        for row in connection.execute(wanted).mappings()
+        for row in connection.execute(wanted).mappings().all()
     ]
 
 
@@ -217,15 +220,27 @@ def unfinished(connection: sql.Connection) -> Unfinished:
     )
 
 
-def vm_names(connection: sql.Connection) -> set[str]:
-    """The names of all VMs, seen or not."""
-    return set(connection.scalars(sql.select(schema.vms.c.name)))
+def vm_names(connection: sql.Connection, among: Collection[str] | None = None) -> set[str]:
+    """The names of all VMs, seen or not; or of those `among` these names."""
+    return _names(connection, schema.vms.c.name, among)
 
 
-def volume_names(connection: sql.Connection) -> set[str]:
-    """Every volume that the ledger knows: of disks, seen or not, of snapshots, of images, and those that are staged."""
+def volume_names(connection: sql.Connection, among: Collection[str] | None = None) -> set[str]:
+    """Every volume that the ledger knows: of disks, seen or not, of snapshots, of images, and those that are staged.
+
+    Or those of them that are `among` these names: most commands ask only for a few.
+    """
     columns = (schema.disks.c.volume, schema.snapshot_disks.c.volume, schema.images.c.volume, schema.steps.c.staged)
-    return {name for column in columns for name in connection.scalars(sql.select(column)) if name is not None}
+    return {name for column in columns for name in _names(connection, column, among)}
+
+
+def _names(connection: sql.Connection, column: sql.Column[Any], among: Collection[str] | None) -> set[str]:
+    wanted = sql.select(column).where(column.is_not(None))
+    if among is None:
+        return set(connection.scalars(wanted))
+    asked = sorted(among)
+    pieces = (asked[start : start + _AT_ONCE] for start in range(0, len(asked), _AT_ONCE))
+    return {name for piece in pieces for name in connection.scalars(wanted.where(column.in_(piece)))}
 
 
 def arguments_of(kind: Kind, **arguments: object) -> str:

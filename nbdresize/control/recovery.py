@@ -112,9 +112,9 @@ def recover_all(site: Site) -> None:
     with site.ledger.reading() as connection:
         unfinished = records.unfinished(connection)
         # Files are made after their record and listed here before it is read: one without a record has outlived it.
-        unknown_vms = files[0] - records.vm_names(connection)
+        unknown_vms = files[0] - records.vm_names(connection, files[0])
         unknown_images = locks.images_of(files[0]) - {each.name for each in catalog_records.read_images(connection)}
-        unknown_volumes = files[1] - records.volume_names(connection)
+        unknown_volumes = files[1] - records.volume_names(connection, files[1])
     for vm in {*unfinished.vms, *filter(names.is_vm_name, unknown_vms)}:
         with suppress(NbdresizeError), changing(site, vm, wait=0):
             pass
