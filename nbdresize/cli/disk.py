@@ -139,7 +139,7 @@ def resize(
         if json:
             output.document(views.changes_json(several))
         else:
-            views.show_changes(several, exact=exact)
+            views.show_changes(several, changes, exact=exact)
         return
     if disk is None or size is None:
         missing = "DISK" if disk is None else "SIZE"

@@ -7,7 +7,7 @@ from nbdresize.cli import output
 from nbdresize.cli.output import Column
 
 if TYPE_CHECKING:
-    from nbdresize.control.model import VM, ChangeOutcome, Disk, ResizeOutcome, Stage
+    from nbdresize.control.model import VM, ChangeOutcome, Disk, DiskChanges, ResizeOutcome, Stage
 
 Json = dict[str, Any]
 
@@ -30,8 +30,13 @@ def disk_json(disk: "Disk") -> Json:
 
 
 def space_json(vm: "VM") -> Json:
-    """A VM's budget and what its disks take of it, in bytes."""
-    return {"total_space": vm.budget, "used_space": vm.used, "free_space": vm.free}
+    """A VM's budget and what its disks and snapshots take of it, in bytes."""
+    return {
+        "total_space": vm.budget,
+        "used_space": vm.used,
+        "free_space": vm.free,
+        "snapshot_space": vm.snapshot_space,
+    }
 
 
 def vm_json(vm: "VM") -> Json:
@@ -52,19 +57,13 @@ def vm_json(vm: "VM") -> Json:
         **space_json(vm),
         "snapshots": vm.snapshots,
         "snapshot_limit": vm.snapshot_limit,
-        "snapshot_space": vm.snapshot_space,
         "disks": [disk_json(disk) for disk in vm.disks],
     }
 
 
 def disks_json(vm: "VM") -> Json:
     """What `disk list` answers with."""
-    return {
-        "vm": vm.name,
-        **space_json(vm),
-        "snapshot_space": vm.snapshot_space,
-        "disks": [disk_json(disk) for disk in vm.disks],
-    }
+    return {"vm": vm.name, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
 
 
 def outcome_json(outcome: "ResizeOutcome") -> Json:
@@ -194,12 +193,16 @@ def show_outcome(outcome: "ResizeOutcome", *, exact: bool) -> None:
         _show_stages(outcome.stages, {"volume": change, "ledger": f"generation {outcome.generation}"})
 
 
-def show_changes(outcome: "ChangeOutcome", *, exact: bool) -> None:
+def show_changes(outcome: "ChangeOutcome", changes: "DiskChanges", *, exact: bool) -> None:
     """Print what became of each of several disks, and where all of it has arrived."""
     for disk in outcome.added:
         output.line(f"{disk.export_name}: {output.size(disk.size, exact=exact)}, added")
     for resized in outcome.resized:
         _show_resized(resized, exact=exact)
+    told = {resized.disk for resized in outcome.resized}
+    for update in changes.update:
+        if update.name not in told:
+            output.line(f"{outcome.vm}/{update.name}: no change")
     for name in outcome.removed:
         output.line(f"{outcome.vm}/{name}: deleted")
     if outcome.added or outcome.removed or any(resized.changed for resized in outcome.resized):

@@ -10,12 +10,11 @@ from nbdresize.cli import documents, options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
-from nbdresize.control.model import ClientResize
+from nbdresize.control.model import ClientResize, ResizeOptions
 from nbdresize.units import SizeRequest, parse_size
 
 if TYPE_CHECKING:
-    from nbdresize.control.control import Control
-    from nbdresize.control.model import VM, ChangeOutcome
+    from nbdresize.control.model import VM, DiskChanges
     from nbdresize.control.payloads import Creation
 
 
@@ -240,12 +239,16 @@ def update(
     if document is not None:
         if any(setting is not None for setting in settings):
             raise Misuse("--from-json changes disks, and nothing else", "give the other options in a second command")
-        with options.control(root) as control:
-            outcome = _change_disks(control, name, document, preallocate, disconnect, operation, json=json)
+        changes = _changes(document, name)
+        with options.control(root) as control, progress.shown(json=json) as listener:
+            allowed = ResizeOptions(disconnect=disconnect)
+            outcome = control.change_disks(
+                name, changes, allowed, preallocate=preallocate, operation=operation, listener=listener
+            )
         if json:
             output.document(views.changes_json(outcome))
         else:
-            views.show_changes(outcome, exact=False)
+            views.show_changes(outcome, changes, exact=False)
         return
     if preallocate or disconnect:
         raise Misuse("--preallocate and --disconnect are for the disks of --from-json", "leave them out")
@@ -274,29 +277,10 @@ def update(
         output.line(views.budget_line(vm, exact=False))
 
 
-def _change_disks(
-    control: "Control",
-    name: str,
-    document: str,
-    preallocate: bool,
-    disconnect: bool,
-    operation: str | None,
-    *,
-    json: bool,
-) -> "ChangeOutcome":
-    from nbdresize.control.model import ResizeOptions
+def _changes(document: str, name: str) -> "DiskChanges":
     from nbdresize.control.payloads import MOST_BYTES, read_update
 
-    changes = read_update(documents.read(document, MOST_BYTES), name)
-    with progress.shown(json=json) as listener:
-        return control.change_disks(
-            name,
-            changes,
-            ResizeOptions(disconnect=disconnect),
-            preallocate=preallocate,
-            operation=operation,
-            listener=listener,
-        )
+    return read_update(documents.read(document, MOST_BYTES), name)
 
 
 def delete(

@@ -278,6 +278,10 @@ class DiskUpdate:
     size: SizeRequest
     shrink: bool = False
 
+    @property
+    def name(self) -> str:
+        return f"disk{self.slot}"
+
 
 @dataclass(frozen=True)
 class DiskChanges:
@@ -322,7 +326,10 @@ class ResizeOutcome:
 
 @dataclass(frozen=True)
 class ChangeOutcome:
-    """What a change of several disks did: the new disks, what was resized, and the names of those deleted."""
+    """What a change of several disks did: the new disks, what was resized, and the names of those deleted.
+
+    `resized` leaves out disks that had their new size already, unless there was nothing else to do.
+    """
 
     vm: str
     operation: str

@@ -17,13 +17,14 @@ DISK_KEYS = ["slot", "size", "boot", "image", "pci_slot", "generation", "pending
 
 def test_the_list_of_disks_has_the_documented_shape(web1: Command) -> None:
     answer = web1("disk", "list", "web1", "--json").ok().json
-    assert list(answer) == ["vm", "total_space", "used_space", "free_space", "disks"]
+    assert list(answer) == ["vm", "total_space", "used_space", "free_space", "snapshot_space", "disks"]
     assert [list(disk) for disk in answer["disks"]] == [DISK_KEYS, DISK_KEYS]
     assert answer == {
         "vm": "web1",
         "total_space": 100 * GIB,
         "used_space": 25 * GIB,
         "free_space": 75 * GIB,
+        "snapshot_space": 0,
         "disks": [
             {
                 "slot": "disk0",
