@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from nbdresize.errors import InsufficientSpace, InvalidArgument
@@ -38,13 +38,12 @@ def reserve(fd: int, path: Path, start: int, end: int, progress: Progress = no_p
     """
     if start >= end:
         return
-    try:
+    with _failing(path, end - start):
         _check_length(fd, end)
         _check_room(fd, path, end - start)
-        for offset in range(start, end, _STEP):
-            _back(fd, offset, min(offset + _STEP, end), lambda done: progress(done - start, end - start))
-    except OSError as error:
-        raise failure(f"Reserving {format_size(end - start)} for", path, error) from error
+    for offset in range(start, end, _STEP):
+        for done in _back(fd, path, offset, min(offset + _STEP, end)):
+            progress(done - start, end - start)
 
 
 def mark_preallocated(fd: int) -> None:
@@ -67,17 +66,27 @@ def capacity_of(file: int | Path) -> Capacity:
     return Capacity(total=total, available=status.f_bavail * status.f_frsize)
 
 
-def _back(fd: int, start: int, end: int, progress: Callable[[int], None]) -> None:
+def _back(fd: int, path: Path, start: int, end: int) -> Iterator[int]:
+    """Back one piece with space; yields how far it is, now and then."""
+    with _failing(path, end - start):
+        allocated = _allocated(fd, start, end)
+    if allocated:
+        yield end
+        return
+    while start < end:
+        with _failing(path, end - start):
+            start += os.pwrite(fd, _ZEROES[: end - start], start)
+        yield start
+
+
+def _allocated(fd: int, start: int, end: int) -> bool:
     try:
         syscalls.allocate(fd, start, end - start)
     except OSError as error:
         if error.errno not in syscalls.NOT_SUPPORTED:
             raise
-        while start < end:
-            start += os.pwrite(fd, _ZEROES[: end - start], start)
-            progress(start)
-    else:
-        progress(end)
+        return False
+    return True
 
 
 def _check_length(fd: int, end: int) -> None:
@@ -98,3 +107,12 @@ def _check_room(fd: int, path: Path, size: int) -> None:
             f"{format_size(size)} can't be reserved in {path.parent}, where {free} are free",
             "ask for less, free space there, or use disks without preallocation",
         )
+
+
+@contextlib.contextmanager
+def _failing(path: Path, size: int) -> Iterator[None]:
+    """Only around system calls: an OSError of `progress` is its own."""
+    try:
+        yield
+    except OSError as error:
+        raise failure(f"Reserving {format_size(size)} for", path, error) from error
