@@ -19,7 +19,7 @@ from nbdresize.control import catalog_records, intents, names, operations, recor
 from nbdresize.control.catalog_records import account_of
 from nbdresize.control.disks import checked_volume, reread, undo_after
 from nbdresize.control.live_copy import Copy
-from nbdresize.control.model import Snapshot, SnapshotDisk, SnapshotReport
+from nbdresize.control.model import Disk, Snapshot, SnapshotDisk, SnapshotReport
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.recovery import Change, changing, held_up
 from nbdresize.control.site import Site, visible
@@ -28,6 +28,7 @@ from nbdresize.control.snapshot_room import check_snapshot, check_snapshot_count
 from nbdresize.errors import NotAuthorized, ResourceInUse, ResourceNotFound, VolumeFailed
 
 _MEASURINGS = 3
+_EXTENTS_AT_ONCE = 256
 
 
 def create_snapshot(
@@ -179,8 +180,8 @@ def _wanted(site: Site, entry: Entry, earlier: Sequence[Snapshot]) -> list[Snaps
     for disk in entry.vm.disks:
         preallocated = checked_volume(site, disk).preallocated()
         volume = names.new_volume_name(f"{entry.vm.name}-{disk.name}", taken)
-        space = _space(site, earlier, disk.id, disk.volume)
         shared = shares(site, disk)
+        space = _space(site, earlier, disk.id, disk.volume) if shared else _data(site, disk)
         wanted.append(
             SnapshotDisk(disk.id, disk.slot, disk.size, space, volume, disk.image, disk.minimum, shared, preallocated)
         )
@@ -190,6 +191,20 @@ def _wanted(site: Site, entry: Entry, earlier: Sequence[Snapshot]) -> list[Snaps
 def _space(site: Site, earlier: Sequence[Snapshot], disk_id: int, volume: str) -> int:
     """What the volume has that no earlier snapshot of its disk has."""
     return site.pool.spaces([*_volumes(earlier, disk_id), volume])[-1]
+
+
+def _data(site: Site, disk: Disk) -> int:
+    """What a copy of the disk in full would take: what reads as zeroes is left out of it, reserved or not.
+
+    It may be told as more, where a client has read zeroes that were reserved; never as more than what is reserved.
+    """
+    found = offset = 0
+    with site.pool.volume(disk.volume).open(read_only=True) as handle:
+        while offset < disk.size:
+            for extent in handle.extents(offset, disk.size - offset, limit=_EXTENTS_AT_ONCE):
+                found += 0 if extent.zero else extent.length
+                offset += extent.length
+    return found
 
 
 def _settle(
