@@ -74,7 +74,7 @@ def _show(report: "CheckReport") -> None:
     for warning in report.warnings:
         output.line(f"warning: {_line(warning)}")
     for skipped in report.skipped:
-        output.line(f"skipped: {skipped.subject}: {skipped.detail}")
+        output.line(f"skipped: {skipped.detail}")
     counts = [output.counted(report.checked[kind], noun) for kind, noun in _COUNTED.items()]
     well = ": all is well" if not report.remaining else ""
     output.line(f"Checked {', '.join(counts[:-1])} and {counts[-1]}{well}")

@@ -19,7 +19,6 @@ from nbdresize.control.checks.vms import check_vm
 from nbdresize.control.checks.volumes import Files
 from nbdresize.control.model import Progress
 from nbdresize.control.operations import Listener, nobody
-from nbdresize.control.pool_terms import PoolTerms
 from nbdresize.control.site import Site
 from nbdresize.errors import NbdresizeError
 from nbdresize.units import format_size
@@ -67,7 +66,7 @@ def _check_pool(site: Site, findings: Findings) -> None:
     except NbdresizeError as error:
         findings.found(What.VOLUME_UNUSABLE, "pool", error.problem, error.way_out)
         return
-    limit = PoolTerms(found.capacity, found.promised, found.overcommit).limit
+    limit = pool.terms_of(found).limit
     if limit is not None and found.promised > limit:
         findings.warn(
             What.OVER_POOL,

@@ -73,15 +73,10 @@ class Suspect:
 
 def check_volumes(site: Site, findings: Findings) -> None:
     """Volumes that no row names. What holds no data is removed where that is wanted; nothing else ever is."""
-    listed = site.pool.names()
-    unknown = [name for name in listed if name not in Known.read(site).volumes] if listed else []
-    if not unknown:
-        return
-    known = Known.read(site)
-    still = set(site.pool.names())
-    for name in unknown:
-        if name in still and name not in known.volumes:
-            _found_orphan(site, findings, name)
+    listed = set(site.pool.names())
+    unknown = listed - Known.read(site).volumes
+    for name in sorted(unknown & set(site.pool.names()) if unknown else ()):
+        _found_orphan(site, findings, name)
 
 
 def _found_orphan(site: Site, findings: Findings, name: str) -> None:
