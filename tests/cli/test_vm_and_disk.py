@@ -230,10 +230,28 @@ def test_the_list_has_columns_for_what_there_is_and_fits_a_terminal(web1: Comman
     assert max(map(len, out)) <= 80
 
 
-def test_a_deletion_says_all_that_goes(web1: Command, inside: Inside, tmp_path: Path) -> None:
+def test_a_deletion_says_all_that_goes(web1: Command, inside: Inside) -> None:
     refusal = inside("vm", "delete", "web1").failed(2, "UsageError")
     assert "Deleting web1 and its 2 disks (25 GiB) needs --yes" in refusal
     assert inside("vm", "delete", "web1", "--yes").ok().out == "web1 and its 2 disks (25 GiB): deleted\n"
+
+
+def test_snapshots_are_counted_where_there_are_any_and_go_with_their_vm(inside: Inside) -> None:
+    inside("vm", "create", "web1", "--disk-space", "64M", "--disk", "8M").ok()
+    assert "SNAPSHOTS" not in inside("vm", "list").ok().out
+    with Control.open(StateDirectory(inside.root)) as control:
+        volume = control.state.volumes / f"{control.disk('web1', 'disk0').volume}.raw"
+        with volume.open("r+b") as file:
+            file.write(b"x" * 2**20)
+        control.create_snapshot("web1", "one")
+    vm = inside("vm", "show", "web1", "--json").ok().json
+    assert (vm["snapshots"], vm["snapshot_space"], vm["used_space"]) == (1, 2**20, 9 * 2**20)
+    assert inside("vm", "show", "web1").ok().out.splitlines()[-1] == "1 snapshot of at most 128: 1 MiB of that"
+    assert inside("vm", "list").ok().out.splitlines()[0].split()[2:4] == ["DISKS", "SNAPSHOTS"]
+    refusal = inside("vm", "delete", "web1").failed(2, "UsageError")
+    assert "Deleting web1 and its 1 disk and 1 snapshot (9 MiB) needs --yes" in refusal
+    inside("vm", "delete", "web1", "--yes").ok()
+    assert list(StateDirectory(inside.root).volumes.iterdir()) == []
 
 
 def test_a_deletion_can_be_retried_by_its_id_without_being_asked_again(web1: Command, inside: Inside) -> None:
