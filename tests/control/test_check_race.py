@@ -26,11 +26,11 @@ SECONDS = 15.0
 VMS = 1000
 
 
-@pytest.mark.parametrize("repair", [False, True], ids=["look", "repair"])
-def test_no_problem_is_found_that_is_not_there(tmp_path: Path, repair: bool) -> None:
+@pytest.mark.parametrize(("file_system", "repair"), [("xfs", False), ("ext4", True)])
+def test_no_problem_is_found_that_is_not_there(tmp_path: Path, file_system: str, repair: bool) -> None:
     """Repair has nothing to do either: what is just being changed is not for it."""
     with ExitStack() as stack:
-        state = StateDirectory(stack.enter_context(mounted("xfs", tmp_path)))
+        state = StateDirectory(stack.enter_context(mounted(file_system, tmp_path, size=1 << 30)))
         control = stack.enter_context(Control.open(state))
         control.update_pool(overcommit="unlimited")
         stack.enter_context(AdminSocket.start(state, Exports.of_ledger(control), ServerInfo("native")))
