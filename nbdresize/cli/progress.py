@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DELAY = 0.3
 """Seconds before a bar is shown: what ends sooner needs none."""
 
+_LONGEST_STEP = 30
+
 
 @contextmanager
 def shown(*, json: bool) -> "Iterator[Callable[[Progress], None]]":
@@ -48,7 +50,7 @@ class _Display:
                 return
             self._bar = _bar()
             self._bar.start()
-        step = output.shown(progress.step)
+        step = _shortened(output.shown(progress.step))
         if step != self._step:  # a new task: the speed of the step before says nothing about this one
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
@@ -66,7 +68,11 @@ class _Display:
 def _bar() -> "Bar":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     class Amounts(ProgressColumn):
         """`1.5 GiB of 20 GiB, 310 MiB/s`; `17 of 1000 VMs`."""
@@ -78,11 +84,11 @@ def _bar() -> "Bar":
             return Text(f"{_rounded(task.completed)} of {_rounded(task.total or 0)}{speed}")
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=whole()),
         BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f}%", markup=False),
-        Amounts(),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.percentage:>3.0f}%", markup=False, table_column=whole()),
+        Amounts(table_column=whole()),
+        TimeRemainingColumn(compact=True, table_column=whole()),
         console=Console(file=sys.stderr, highlight=False, markup=False, emoji=False),
         auto_refresh=False,
         transient=True,
@@ -90,6 +96,11 @@ def _bar() -> "Bar":
         redirect_stderr=False,
         expand=True,
     )
+
+
+def _shortened(step: str) -> str:
+    """So that the line fits a terminal of 80 characters: a line that is folded can't be taken away again."""
+    return step if len(step) <= _LONGEST_STEP else f"{step[: _LONGEST_STEP - 1]}…"
 
 
 def _rounded(size: float) -> str:

@@ -138,8 +138,8 @@ def _of_file(path: Path) -> Origin:
             f"{path} has {format_size(size)}, more than the largest disk, {format_size(MAX_SIZE)}",
             "give a smaller image",
         )
-    space = min(whole, found.st_blocks * 512) if stat.S_ISREG(found.st_mode) else whole
-    return Origin(str(path), path, whole, space, whole)
+    space = found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else whole
+    return Origin(path.name, path, whole, space, whole)
 
 
 def _of_snapshot(site: Site, vm: VM, snapshot: str, slot: int) -> Origin:

@@ -92,6 +92,16 @@ def test_no_terminal_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue() == ""
 
 
+def test_a_bar_stays_on_one_line_of_a_small_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with bar(terminal) as listener:
+        listener(Progress(f"copying {'x' * 100}", 999 * MIB, 2000 * MIB))
+        listener(Progress(f"copying {'x' * 100}", 1000 * MIB, 2000 * MIB))
+        seen = terminal.getvalue()
+    assert "\n" not in seen
+    assert "1000 MiB of 2.0 GiB" in seen or "1.0 GiB of 2.0 GiB" in seen
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 KiB"), (1536 * 2**20, "1.5 GiB"), (310 * 2**20, "310 MiB")],
