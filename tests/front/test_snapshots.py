@@ -18,14 +18,15 @@ import pytest
 
 from nbdresize.client import connect_resizable
 from nbdresize.config import StateDirectory
+from nbdresize.control import live_copy
 from nbdresize.control.control import Control
 from nbdresize.control.model import Snapshot
-from nbdresize.errors import InsufficientSpace, ResourceInUse
+from nbdresize.errors import InsufficientSpace, ResourceInUse, ServerFailed
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
 from tests.filesystems import mounted
 from tests.front.conftest import MIB, connect
-from tests.peers import CHECKOUT, Serve
+from tests.peers import CHECKOUT, Serve, alive
 from tests.wait import until
 
 pytestmark = pytest.mark.slow
@@ -205,3 +206,149 @@ def crowd(site: Site) -> Iterator[None]:
             end.set()
             for each in running:
                 each.result(LONG)
+
+
+def test_trimming_in_a_client_makes_room_for_a_snapshot(front: str, kind: str, pool: Path, tmp_path: Path) -> None:
+    with served(front, pool, tmp_path, 16 * MIB, budget=32 * MIB) as site:
+        client = site.client(0)
+        for offset in range(0, 12 * MIB, MIB):
+            client.pwrite(os.urandom(MIB), offset)
+        first = site.control.create_snapshot("web1", "first")
+        assert first.space == 12 * MIB
+        for offset in range(0, 12 * MIB, MIB):
+            client.pwrite(os.urandom(MIB), offset)
+        with pytest.raises(InsufficientSpace, match="needs 12 MiB, but it has 4 MiB free"):
+            site.control.create_snapshot("web1", "second")
+        client.trim(9 * MIB, 0)
+        second = site.control.create_snapshot("web1", "second")
+        assert second.space == 3 * MIB
+        assert site.content(second, 0)[: 9 * MIB] == bytes(9 * MIB)
+        client.trim(12 * MIB, 0)
+        client.flush()
+        report = site.control.snapshot_report("web1")
+        assert (report.space, report.held) == (15 * MIB, 15 * MIB)
+        site.control.delete_snapshot("web1", "first")
+        assert site.control.vm("web1").snapshot_space == 3 * MIB
+        client.shutdown()
+
+
+def test_a_rollback_drops_clients_and_tells_watchers(front: str, kind: str, pool: Path, tmp_path: Path) -> None:
+    with served(front, pool, tmp_path, SIZE, SIZE) as site:
+        client = site.client(0)
+        client.pwrite(b"before" * 1000, 0)
+        site.control.create_snapshot("web1", "before")
+        site.control.resize_disk("web1", "disk0", SizeRequest(exact=2 * SIZE))
+        client.pwrite(b"after!" * 1000, 0)
+        with pytest.raises(ResourceInUse, match="web1/disk0 has clients attached"):
+            site.control.rollback("web1", "before")
+        assert client.pread(6, 0) == b"after!"
+        with connect_resizable(site.server.uri("web1/disk0@size"), LONG) as watcher, ThreadPoolExecutor(1) as threads:
+            known = watcher.query()
+            assert (known.size, known.generation) == (2 * SIZE, 2)
+            news = threads.submit(lambda: next(each for each in watcher.watch() if each.generation > 2))
+            site.control.rollback("web1", "before", disconnect=True)
+            told = news.result(LONG)
+            assert (told.size, told.generation) == (SIZE, 3)
+        with pytest.raises(nbd.Error):
+            client.pread(6, 0)
+        again = site.client(0)
+        assert again.get_size() == SIZE
+        assert again.pread(6000, 0) == b"before" * 1000
+        again.shutdown()
+        assert problems(site.state) == []
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from nbdresize.config import StateDirectory
+from nbdresize.control import live_copy, snapshots
+from nbdresize.control.control import Control
+
+def stop(*_):
+    print("there", flush=True)
+    sys.stdin.read()
+
+where = sys.argv[2]
+if where == "copy":
+    live_copy.LiveCopies.catch_up = stop
+elif where == "instant":
+    live_copy.LiveCopies.take_rest = stop
+else:
+    snapshots._settle = stop
+with Control.open(StateDirectory(Path(sys.argv[1]))) as control:
+    control.create_snapshot("web1", "s1")
+"""
+
+
+@pytest.mark.parametrize("where", ["copy", "instant", "end"])
+def test_killed_while_it_is_made_nothing_of_it_stays(
+    front: str, kind: str, pool: Path, tmp_path: Path, where: str
+) -> None:
+    with served(front, pool, tmp_path, SIZE, SIZE) as site, counting(site, 64 << 10) as counter:
+        command = [sys.executable, "-c", _KILLED, str(site.state.root), where]
+        with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asker:
+            assert asker.stdout is not None
+            assert asker.stdout.readline() == b"there\n"
+            asker.send_signal(signal.SIGKILL)
+            asker.wait()
+        killed = time.monotonic()
+        answered = counter.answered
+        until(lambda: counter.answered > answered + 1, what="answers")
+        assert time.monotonic() < killed + 20
+        with Control.open(site.state) as control:
+            assert control.snapshots("web1") == []
+        assert [each.name for each in site.state.run.iterdir() if ".written" in each.name] == []
+        assert list(site.state.leases.glob("*.door")) == []
+        assert problems(site.state) == []
+        least = counter.answered
+        snapshot = site.control.create_snapshot("web1", "s1")
+        counter.check(site.content(snapshot, 0), site.content(snapshot, 1), least=least, most=counter.answered)
+
+
+def test_a_server_that_does_not_answer_is_named_and_nothing_stays(
+    front: str, kind: str, pool: Path, tmp_path: Path
+) -> None:
+    with served(front, pool, tmp_path, SIZE, SIZE) as site:
+        client = site.client(0)
+        client.pwrite(b"x" * 4096, 0)
+        for worker in site.server.workers():
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            with pytest.raises(ServerFailed, match="did not answer"):
+                site.control.create_snapshot("web1", "s1")
+        finally:
+            for worker in site.server.workers():
+                os.kill(worker, signal.SIGCONT)
+        assert problems(site.state) == []
+        client.pwrite(b"y" * 4096, 0)
+        assert site.content(site.control.create_snapshot("web1", "s1"), 0)[:4096] == b"y" * 4096
+        client.shutdown()
+
+
+@pytest.mark.parametrize("kind", COPYING, indirect=True)
+def test_what_a_killed_server_wrote_last_is_in_the_copy(
+    front: str, kind: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have written what it did not mark any more, and what the next client reads must not be missing."""
+    with served(front, pool, tmp_path, SIZE, SIZE) as site:
+        client = site.client(0)
+        client.pwrite(b"x" * 4096, 0)
+        catch_up = live_copy.LiveCopies.catch_up
+        calls: list[object] = []
+
+        def killed_after(copies: live_copy.LiveCopies) -> None:
+            catch_up(copies)
+            if not calls:
+                for worker in site.server.workers():
+                    os.kill(worker, signal.SIGKILL)
+                    until(lambda: not alive(worker), what="the worker to be gone")  # noqa: B023
+                [volume] = site.state.volumes.glob(f"{site.control.disk('web1', 'disk0').volume}.raw")
+                with volume.open("r+b") as file:
+                    file.write(b"unmarked")
+            calls.append(copies)
+
+        monkeypatch.setattr(live_copy.LiveCopies, "catch_up", killed_after)
+        snapshot = site.control.create_snapshot("web1", "s1")
+        assert site.content(snapshot, 0)[:8] == b"unmarked"
+        assert len(calls) >= 2
