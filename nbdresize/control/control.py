@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from nbdresize.config import StateDirectory
 from nbdresize.control import (
     catalog_records,
-    check,
     disks,
     images,
     names,
@@ -29,7 +28,6 @@ from nbdresize.control import (
     vms,
 )
 from nbdresize.control.budget import largest
-from nbdresize.control.checks.report import CheckReport
 from nbdresize.control.leases import Lease, enter
 from nbdresize.control.model import (
     MAX_SNAPSHOTS,
@@ -56,6 +54,9 @@ from nbdresize.control.switches import Switches
 from nbdresize.control.vms import NewVM
 from nbdresize.errors import ResourceNotFound
 from nbdresize.units import SizeRequest
+
+if TYPE_CHECKING:
+    from nbdresize.control.checks.report import CheckReport
 
 _DEFAULT_OPTIONS = ResizeOptions()
 
@@ -520,13 +521,15 @@ class Control:
 
     # All of it
 
-    def check(self, *, repair: bool = False, listener: Listener = nobody) -> CheckReport:
+    def check(self, *, repair: bool = False, listener: Listener = nobody) -> "CheckReport":
         """Whether ledger, volumes, other files and running servers agree; everything that is wrong, and the way out.
 
         Servers and other commands may go on: what they are just changing is skipped, and named. With `repair`, what
         can be put right without losing anything is. Raises StateUnusable where the ledger can't be read at all.
         """
-        return check.check(self._site, repair=repair, listener=listener)
+        from nbdresize.control.check import check  # imported here: no other command needs all of that
+
+        return check(self._site, repair=repair, listener=listener)
 
     def close(self) -> None:
         self._site.ledger.close()
