@@ -36,8 +36,11 @@ volume = open_volume(directory / "disk.raw")
 """
 
 
-def run_child(directory: Path, code: str, *inject: str) -> list[str]:
-    """What `code` prints, in a process whose system calls on the volume fail as `inject` says (see strace(1))."""
+def run_child(directory: Path, code: str, *inject: str, watched: Path | None = None) -> list[str]:
+    """What `code` prints, in a process whose system calls on the volume fail as `inject` says (see strace(1)).
+
+    With `watched`, those on that path instead.
+    """
     path = directory / "disk.raw"
     if not path.exists():
         FilePool(directory).create("disk", MIB)
@@ -45,7 +48,17 @@ def run_child(directory: Path, code: str, *inject: str) -> list[str]:
     if inject:
         options = [option for injection in inject for option in ("-e", f"inject={injection}")]
         calls = ",".join(injection.partition(":")[0] for injection in inject)
-        strace = [program("strace"), "-f", "-qq", "-o", directory / "strace.log", "-e", f"trace={calls}", "-P", path]
+        strace = [
+            program("strace"),
+            "-f",
+            "-qq",
+            "-o",
+            directory / "strace.log",
+            "-e",
+            f"trace={calls}",
+            "-P",
+            watched or path,
+        ]
         command = [*map(str, strace), *options, *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
