@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from nbdresize.config import StateDirectory
+from nbdresize.errors import VolumeFailed
+from nbdresize.storage.file import FilePool
 from tests.cli.command import Command, Inside
 from tests.peers import Serve, background
 
@@ -15,8 +17,11 @@ pytestmark = pytest.mark.slow
 
 def test_without_servers(web1: Command) -> None:
     answer = web1("status", "--json").ok().json
-    assert list(answer) == ["root", "servers", "vms"]
-    assert answer["servers"] == []
+    assert list(answer) == ["root", "servers", "pool", "operations", "switches", "allowed", "vms"]
+    assert answer["servers"] == answer["operations"] == answer["switches"] == []
+    assert answer["pool"] == {**web1("pool", "show", "--json").ok().json, "problem": None} | {
+        "available": answer["pool"]["available"]
+    }
     assert answer["vms"] == web1("vm", "list", "--json").ok().json["vms"]
     assert "nbdresize serve" in web1("status").ok().out
 
@@ -105,3 +110,27 @@ def test_a_socket_of_a_dead_server_is_no_server(web1: Command) -> None:
         listener.bind(str(path))
     assert web1("status", "--json").ok().json["servers"] == []
     assert not path.exists()
+
+
+def test_what_is_switched_is_shown(inside: Inside) -> None:
+    inside("switch", "set", "client_resize", "off", "--owner", "alice").ok()
+    inside("switch", "allow", "snapshots", "bob").ok()
+    answer = inside("status", "--json").ok().json
+    assert answer["switches"] == [{"feature": "client_resize", "value": "off", "vm": None, "owner": "alice"}]
+    assert answer["allowed"] == {"snapshots": ["bob"]}
+    shown = inside("status").ok().out
+    assert "owner alice" in shown
+    assert "all but bob" in shown
+
+
+def test_a_pool_that_can_not_be_seen_hides_nothing_else(
+    web1: Command, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: FilePool) -> None:
+        raise VolumeFailed("The pool is not mounted", "mount it")
+
+    monkeypatch.setattr(FilePool, "capacity", fail)
+    assert inside("status", "--json").ok().json["pool"] == {"problem": "The pool is not mounted"}
+    shown = inside("status").ok().out
+    assert "Pool: can't be seen: The pool is not mounted" in shown
+    assert "web1" in shown
