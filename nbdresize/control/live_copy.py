@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbdresize.control import admin_client, operations, recovery
+from nbdresize.control.admin_client import Conversation, NoServer
 from nbdresize.control.freeze import InstantLost
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import Disk
@@ -31,6 +32,8 @@ ROUNDS = 30
 
 FITTING = 0.4
 """Seconds that the last pass may take, as the one before it lets expect."""
+
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,8 @@ def live_copies(site: Site, copies: Sequence[Copy], task: operations.Task) -> It
                 discard(path)  # of somebody who was killed: whoever is alive holds the lock
                 maps.append(WriteMap.create(path, copy.disk.size))
                 stack.callback(maps[-1].close)
-            live = LiveCopies(site, copies, maps, task)
-            if copies:
-                _begin_marking(site, disks)
-                live.meet_servers()
-            yield live
+            there = admin_client.servers(site.state)
+            yield LiveCopies(site, copies, maps, there, _begin_marking(site, disks) if copies else set(), task)
     finally:
         recovery.stop_marking(site, disks)
 
@@ -69,18 +69,24 @@ def live_copies(site: Site, copies: Sequence[Copy], task: operations.Task) -> It
 class LiveCopies:
     """Copies that are being made: `make`, then `catch_up` and, at the instant, `take_rest`, in turns."""
 
-    def __init__(self, site: Site, copies: Sequence[Copy], maps: Sequence[WriteMap], task: operations.Task) -> None:
+    def __init__(
+        self,
+        site: Site,
+        copies: Sequence[Copy],
+        maps: Sequence[WriteMap],
+        there: Sequence[Path],
+        marking: set[Path],
+        task: operations.Task,
+    ) -> None:
+        """`there` are all servers that there were at the beginning, `marking` those that answered."""
         self._site = site
         self._copies = tuple(zip(copies, maps, strict=True))
         self._task = task
         self._rounds = 0
         self._fitting = FITTING
-        self._servers: set[Path] = set()
+        self._known = set(there)
+        self._servers = set(marking)
         self._whole = False
-
-    def meet_servers(self) -> None:
-        """Note who may write without marking, should they be killed."""
-        self._servers.update(admin_client.servers(self._site.state))
 
     def make(self) -> None:
         """Copy everything. Raises as Pool.copy, and OperationCancelled."""
@@ -103,7 +109,7 @@ class LiveCopies:
                     " where snapshots share blocks",
                 )
             self._rounds += 1
-            self.meet_servers()
+            self._meet_servers()
             start = time.monotonic()
             done = self._pass(self._task.progress("copying what was written meanwhile"))
             seconds = time.monotonic() - start
@@ -114,9 +120,9 @@ class LiveCopies:
         """Copy what is left, at the instant. Raises InstantLost where a server has just been killed."""
         if not self._copies:
             return
-        # Whoever made the instant has removed the sockets of dead servers.
-        if not self._servers.issubset(admin_client.servers(self._site.state)):
-            self._servers.clear()
+        gone = {path for path in self._servers if not _answers(path)}
+        if gone:
+            self._servers -= gone
             self._whole = True
             raise InstantLost("a server has ended, whose last writes may not be marked")
         self._pass(no_progress)
@@ -129,6 +135,12 @@ class LiveCopies:
         """Make the copies durable."""
         for copy, _ in self._copies:
             self._site.pool.sync(copy.volume)
+
+    def _meet_servers(self) -> None:
+        """Note those that are new: their clients' writes are marked too, unless they are killed."""
+        new = set(admin_client.servers(self._site.state)) - self._known
+        self._known |= new
+        self._servers |= new
 
     def _pass(self, progress: Progress) -> int:
         """Copy what is marked, or everything where marks may be missing; how many bytes that was."""
@@ -144,9 +156,13 @@ class LiveCopies:
         return done
 
 
-def _begin_marking(site: Site, disks: Sequence[Disk]) -> None:
-    """Have all servers find the maps. Raises ServerFailed where one does not that may have clients of these disks."""
+def _begin_marking(site: Site, disks: Sequence[Disk]) -> set[Path]:
+    """Have all servers find the maps; those that have.
+
+    Raises ServerFailed where one has not that may have clients of these disks.
+    """
     exports = [disk.export_name for disk in disks]
+    marking = set()
     for answer in admin_client.ask_all(site.state, {"command": "sizes", "exports": exports}):
         problem = answer.problem
         if answer.reply is not None:
@@ -158,6 +174,21 @@ def _begin_marking(site: Site, disks: Sequence[Disk]) -> None:
                 f"The server at {answer.path} does not help to copy disks that are in use: {problem}",
                 f"restart it, or detach all clients of {', '.join(exports)}, whom it may serve",
             )
+        if not problem:
+            marking.add(answer.path)
+    return marking
+
+
+def _answers(path: Path) -> bool:
+    """Whether the server lives: a process that was killed gives no answers any more once its leases are gone."""
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        with Conversation(path, deadline) as server:
+            server.tell({"command": "counters"}, deadline)
+            server.answer(deadline)
+    except (NoServer, ServerFailed):
+        return False
+    return True
 
 
 def _attached(site: Site, disk: Disk) -> bool:
