@@ -19,9 +19,10 @@ HELP = options.explained(
     "Images: what the boot disks of new VMs are made from.",
     """
     nbdresize image add debian debian-12.raw
+    nbdresize image add golden --disk web1/disk0
     nbdresize image list
-    nbdresize vm create web1 --disk-space 100G --image debian
     """,
+    "nbdresize vm create NAME --image IMAGE makes a VM from one.",
 )
 
 _ADD = options.explained(

@@ -19,16 +19,17 @@ HELP = options.explained(
     """
     nbdresize package create small --disk-space 100G
     nbdresize package list
-    nbdresize vm create web1 --package small --disk 20G
+    nbdresize package show small
     """,
+    "nbdresize vm create NAME --package PACKAGE makes a VM with one.",
 )
 
 _CREATE = options.explained(
     "Create a package.",
     """
     nbdresize package create small --disk-space 100G
-    nbdresize package create big --disk-space 1T --max-image 50G \\
-        --default-disk image --default-disk 20G --default-disk remaining
+    nbdresize package create big --disk-space 1T --max-image 50G
+    nbdresize package create one --disk-space 20G --default-disk remaining
     nbdresize package create fixed1 --disk-space 100G --fixed
     """,
     "A VM with it gets --disk-space for its disks and snapshots, and on top of that what its image adds."

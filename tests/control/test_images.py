@@ -337,6 +337,55 @@ def test_twenty_vms_are_made_from_one_image_at_once(control: Control, state: Sta
     assert problems(state) == []
 
 
+def test_a_vm_that_does_not_fit_its_file_system_leaves_nothing(tmp_path: Path, raw: Path) -> None:
+    with mounted("tmpfs", tmp_path, size=14 * MIB) as point:
+        state = StateDirectory(point / "state")
+        with Control.open(state) as control:
+            control.update_pool(overcommit="unlimited")
+            control.add_image("debian", raw)
+            with pytest.raises(InsufficientSpace):
+                control.create_vm("vm", GIB, image="debian")
+            assert control.vms() == []
+            assert [path.name for path in state.volumes.iterdir()] == [f"{control.image('debian').volume}.raw"]
+        assert problems(state) == []
+
+
+def test_a_vm_whose_copy_is_interrupted_leaves_nothing(control: Control, state: StateDirectory, raw: Path) -> None:
+    control.add_image("debian", raw)
+
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        control.create_vm("vm", GIB, [None, exact(MIB)], image="debian", listener=interrupt)
+    assert control.vms() == []
+    assert problems(state) == []
+    control.delete_image("debian")
+
+
+def test_of_two_who_make_the_same_vm_at_once_one_does(control: Control, state: StateDirectory, raw: Path) -> None:
+    control.add_image("debian", raw)
+
+    def make(_: int) -> str:
+        with Control.open(state) as mine:
+            try:
+                mine.create_vm("vm", 20 * MIB, image="debian")
+            except ResourceInUse as error:
+                return str(error)
+            return "made"
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(make, range(4))).count("made") == 1
+    assert volume(state, "vm", control).read_bytes() == raw.read_bytes()
+    assert problems(state) == []
+
+
+def test_an_id_is_one_vms(control: Control, raw: Path) -> None:
+    control.create_vm("a", MIB, operation="one")
+    with pytest.raises(InvalidArgument, match="was another request"):
+        control.create_vm("b", MIB, operation="one")
+
+
 @contextmanager
 def stopped(work: Callable[[Callable[[Progress], None]], object]) -> Iterator[None]:
     """`work`, standing still at its first report of progress until the block ends."""
