@@ -4,12 +4,14 @@ Durable when a transaction has ended (WAL with full sync): whatever is killed af
 transaction that has not ended stands.
 """
 
+import enum
 import errno
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sql
 
@@ -19,6 +21,7 @@ from nbdresize.errors import NbdresizeError, ResourceInUse, StateUnusable
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's."""
 
+_Kind = TypeVar("_Kind", bound=enum.Enum)
 _OTHER_ROOT = "choose another state directory with --root or NBDRESIZE_ROOT"
 _MIGRATION_LOCK = ".ledger.lock"
 
@@ -103,6 +106,17 @@ class Ledger:
             raise StateUnusable(f"The ledger {self.path} can't be used: {_one_line(error)}") from error
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
+
+
+def known(kind: type[_Kind], value: object) -> _Kind:
+    """A value of the ledger as one of `kind`. Raises StateUnusable for one that this release does not know."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise StateUnusable(
+            f"The ledger has {str(value)[:40]!r} for a {kind.__name__}, which this release does not know",
+            "somebody else wrote that: see nbdresize check, or bring the ledger back from a backup",
+        ) from error
 
 
 def explain(path: Path, error: BaseException | None) -> NbdresizeError:

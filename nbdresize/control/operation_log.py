@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from nbdresize.control import schema
+from nbdresize.control.ledger import known
 from nbdresize.control.model import Operation, OperationState, Progress, Stage
 from nbdresize.errors import ERRORS, NbdresizeError, OperationCancelled, ResourceInUse, ResourceNotFound
 
@@ -113,7 +114,7 @@ def _operation(row: Mapping[Any, Any]) -> Operation:
         row["operation"],
         row["kind"],
         row["subject"],
-        OperationState(row["state"]),
+        known(OperationState, row["state"]),
         row["started"],
         row["finished"],
         progress,

@@ -14,7 +14,9 @@ import sqlalchemy as sql
 
 from nbdresize.control import operations, schema, switches
 from nbdresize.control.budget import Account
+from nbdresize.control.ledger import known
 from nbdresize.control.model import MAX_SNAPSHOTS, VM, Cause, Disk, Package, Stage
+from nbdresize.errors import StateUnusable
 
 
 class Kind(enum.Enum):
@@ -127,7 +129,13 @@ class Entry:
         return next((disk for disk in self.vm.disks if disk.slot == slot), None)
 
     def disk_by_id(self, disk_id: int) -> Disk:
-        return next(disk for disk in self.disks if disk.id == disk_id)
+        for disk in self.disks:
+            if disk.id == disk_id:
+                return disk
+        raise StateUnusable(
+            f"A change of VM {self.vm.name} names a disk that is not its own",
+            "see nbdresize check, or restore a backup",
+        )
 
     def intent_of(self, disk: Disk) -> Intent | None:
         """The unfinished change that this disk is part of."""
@@ -192,7 +200,7 @@ def read_intents(connection: sql.Connection, vm_id: sql.ScalarSelect[int] | None
         Intent(
             row["id"],
             row["operation"],
-            Kind(row["kind"]),
+            known(Kind, row["kind"]),
             row["committed"],
             row["vm_id"],
             row["snapshot_id"],
@@ -417,7 +425,7 @@ def _grouped(rows: Iterable[Mapping[Any, Any]], key: str) -> dict[int, list[Mapp
 
 
 def _step(row: Mapping[Any, Any]) -> Step:
-    action, cause = Action(row["action"]), Cause(row["cause"])
+    action, cause = known(Action, row["action"]), known(Cause, row["cause"])
     return Step(row["disk_id"], action, row["old_size"], row["new_size"], cause, row["staged"])
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import sqlalchemy as sql
 
 from nbdresize.control import names, schema
+from nbdresize.control.ledger import known
 from nbdresize.control.model import Allowed, ClientResize
 from nbdresize.errors import InvalidArgument
 
@@ -76,19 +77,15 @@ class Rules:
 
     def client_resize_of(self, vm_id: int) -> ClientResize | None:
         """What is set for the VM itself."""
-        value = self.values.get((Feature.CLIENT_RESIZE, Scope.VM, str(vm_id)))
+        value = self._of_vms.get(str(vm_id), {}).get(Feature.CLIENT_RESIZE)
         return None if value is None else ClientResize(value)
 
     def allowed(self, vm_id: int, owner: str | None) -> Allowed:
         """What all switches together leave to a VM of that owner."""
-        if not self.values:
-            return Allowed()
-        policy = self._strictest(Feature.CLIENT_RESIZE, vm_id, owner)
-        return Allowed(
-            None if policy is None else ClientResize(policy),
-            self._strictest(Feature.SNAPSHOTS, vm_id, owner) != "off",
-            self._strictest(Feature.FLEXIBLE_DISKS, vm_id, owner) != "off",
-        )
+        if owner not in self._of_owners:  # found out once for all of the owner's VMs that have no switches of their own
+            self._of_owners[owner] = self._allowed(owner, {})
+        own = self._of_vms.get(str(vm_id))
+        return self._of_owners[owner] if own is None else self._allowed(owner, own)
 
     @cached_property
     def lists(self) -> Mapping[Feature, frozenset[str]]:
@@ -96,21 +93,43 @@ class Rules:
         listed = [(feature, subject) for feature, scope, subject in self.values if scope is Scope.ALLOWED]
         return {each: frozenset(subject for feature, subject in listed if feature is each) for each in Feature}
 
-    def _strictest(self, feature: Feature, vm_id: int, owner: str | None) -> str | None:
+    @cached_property
+    def _of_vms(self) -> Mapping[str, Mapping[Feature, str]]:
+        """What is set for VMs themselves, by their ids."""
+        found: dict[str, dict[Feature, str]] = {}
+        for (feature, scope, subject), value in self.values.items():
+            if scope is Scope.VM:
+                found.setdefault(subject, {})[feature] = value
+        return found
+
+    @cached_property
+    def _of_owners(self) -> dict[str | None, Allowed]:
+        return {}
+
+    def _allowed(self, owner: str | None, own: Mapping[Feature, str]) -> Allowed:
+        policy = self._strictest(Feature.CLIENT_RESIZE, owner, own)
+        return Allowed(
+            None if policy is None else ClientResize(policy),
+            self._strictest(Feature.SNAPSHOTS, owner, own) != "off",
+            self._strictest(Feature.FLEXIBLE_DISKS, owner, own) != "off",
+        )
+
+    def _strictest(self, feature: Feature, owner: str | None, own: Mapping[Feature, str]) -> str | None:
         listed = self.lists[feature]
         if listed and owner not in listed:
             return "off"
-        subjects = [(Scope.SITE, ""), (Scope.VM, str(vm_id))]
+        found = [own.get(feature), self.values.get((feature, Scope.SITE, ""))]
         if owner is not None:
-            subjects.append((Scope.OWNER, owner))
-        found = [value for scope, subject in subjects if (value := self.values.get((feature, scope, subject)))]
-        return min(found, key=feature.values.index, default=None)
+            found.append(self.values.get((feature, Scope.OWNER, owner)))
+        return min(filter(None, found), key=feature.values.index, default=None)
 
 
 def read(connection: sql.Connection) -> Rules:
     """All switches."""
     rows = connection.execute(sql.select(schema.switches)).mappings()
-    return Rules({(Feature(row["feature"]), Scope(row["scope"]), row["subject"]): row["value"] for row in rows})
+    return Rules(
+        {(known(Feature, row["feature"]), known(Scope, row["scope"]), row["subject"]): row["value"] for row in rows}
+    )
 
 
 def read_named(connection: sql.Connection) -> Switches:

@@ -188,3 +188,22 @@ def test_a_failed_migration_leaves_the_old_version_whole(tmp_path: Path, monkeyp
     with first.reading() as connection:
         assert "colour" not in connection.execute(sql.text("SELECT * FROM vms")).keys()  # noqa: SIM118 - a Result
     first.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE operations SET state = 'odd'",
+        "INSERT INTO switches VALUES ('odd', 'site', '', 'off')",
+        "INSERT INTO switches VALUES ('snapshots', 'odd', '', 'off')",
+        "INSERT INTO intents (operation, kind, vm_id, committed) SELECT operation, 'odd', 1, 0 FROM operations",
+    ],
+)
+def test_what_this_release_does_not_know_is_told_and_no_bug(state: StateDirectory, statement: str) -> None:
+    with Control.open(state) as control:
+        control.create_vm("vm", 4096)
+        with closing(sqlite3.connect(state.ledger)) as ledger, ledger:
+            ledger.execute(statement)
+        with pytest.raises(StateUnusable, match="'odd' for a"):
+            control.operations()
+            control.vms()
