@@ -7,6 +7,7 @@ again. Deleting the disk ends it.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -178,7 +179,11 @@ def grow(
 
 
 def finish(site: Site, entry: Entry | None, intent: Intent, stages: tuple[Stage, ...] = ()) -> None:
-    """Do what is left of a committed change: cut, replace and delete volumes; then close it."""
+    """Do what is left of a committed change: cut, replace and delete volumes; then close it.
+
+    `stages` are those of the change; where there are none, what happens here is its only one.
+    """
+    begun = time.monotonic()
     for disk, step in _changed(entry, intent):
         if step.action is Action.RESIZE and step.shrinks:
             site.pool.volume(disk.volume).shrink(step.new_size)
@@ -194,7 +199,7 @@ def finish(site: Site, entry: Entry | None, intent: Intent, stages: tuple[Stage,
     spaces = _settled(site, entry, intent) if intent.kind is Kind.DELETE_SNAPSHOT else {}
     with site.ledger.deciding() as connection:
         snapshot_records.set_spaces(connection, spaces)
-        intents.close(connection, intent, stages)
+        intents.close(connection, intent, stages or (Stage("volume", time.monotonic() - begun),))
 
 
 def undo(site: Site, entry: Entry | None, intent: Intent, why: BaseException | None) -> None:

@@ -226,6 +226,8 @@ def test_every_change_is_an_operation(control: Control) -> None:
         "add_disk",
         "create_vm",
     ]
+    quick = {"update_pool", "set_switch", "update_vm"}
+    assert all(operation.stages or operation.kind in quick for operation in control.operations())
     assert {operation.subject for operation in control.operations()} == {"web1", "the pool"}
     assert [operation.kind for operation in control.operations(vm="web1")] == [k for k in kinds if k != "update_pool"]
     assert [operation.kind for operation in control.operations(limit=2)] == kinds[:2]
