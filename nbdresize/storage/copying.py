@@ -107,7 +107,7 @@ def _copy_piece(
 ) -> None:
     """Copy one piece; for its blocks of zeroes `zeroes` is called, or nothing done.
 
-    The comparison costs a tenth of the copying (docs/storage.md), and a disk that was zeroed by its guest, or an image
+    The comparison costs less than a tenth of the copying, and a disk that was zeroed by its guest, or an image
     that was written without holes, comes out small.
     """
     data = source.read(size, offset)
