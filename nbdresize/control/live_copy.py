@@ -1,4 +1,4 @@
-"""Copies of disks that are written meanwhile, where the file system can't share their blocks at one instant.
+"""Copies of disks that are written meanwhile, where the file system can't share their blocks within the instant.
 
 Everything is copied first; then, again and again, what was written since, which the servers mark (storage.write_map);
 until what is left is so little that it can be copied at the instant itself.
@@ -44,6 +44,11 @@ class Copy:
     volume: str
 
 
+def shares(site: Site, disk: Disk) -> bool:
+    """Whether a copy of the disk shares its blocks: where the file system can, and none of them is reserved."""
+    return site.pool.shares_copies() and not site.pool.volume(disk.volume).preallocated()
+
+
 @contextmanager
 def live_copies(site: Site, copies: Sequence[Copy], task: operations.Task) -> Iterator["LiveCopies"]:
     """Have the servers mark what is written to these disks while this lasts. Only with the locks of their VMs held.
@@ -87,13 +92,28 @@ class LiveCopies:
         self._known = set(there)
         self._servers = set(marking)
         self._whole = False
+        self._in_full: set[str] = set()
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The volumes that share blocks with their disks, where those have not been written since."""
+        return frozenset(copy.volume for copy, _ in self._copies) - self._in_full
 
     def make(self) -> None:
-        """Copy everything. Raises as Pool.copy, and OperationCancelled."""
+        """Copy everything, by sharing where that can be. Raises as Pool.copy, and OperationCancelled."""
         for copy, _ in self._copies:
-            source = self._site.pool.volume(copy.disk.volume).path
-            progress = self._task.progress(f"copying {copy.disk.export_name}")
-            self._site.pool.copy(source, copy.volume, share=False, progress=progress)
+            self._make(copy)
+
+    def _make(self, copy: Copy) -> None:
+        report = self._task.progress(f"copying {copy.disk.export_name}")
+
+        def progress(done: int, total: int) -> None:
+            if done < total or not shares(self._site, copy.disk):
+                self._in_full.add(copy.volume)
+            report(done, total)
+
+        source = self._site.pool.volume(copy.disk.volume)
+        self._site.pool.copy(source.path, copy.volume, progress=progress)
 
     def catch_up(self) -> None:
         """Copy what was written meanwhile until the rest fits into the instant.
@@ -150,6 +170,7 @@ class LiveCopies:
             ranges = written.take()
             if whole:
                 ranges = [(0, copy.disk.size)]
+                self._in_full.add(copy.volume)
             source = self._site.pool.volume(copy.disk.volume).path
             self._site.pool.copy_ranges(source, copy.volume, ranges, progress)
             done += sum(length for _, length in ranges)

@@ -4,16 +4,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbdresize.control.admin_client import LONGEST_HOLD
 from nbdresize.control.freeze import InstantLost, instant
-from nbdresize.control.live_copy import Copy, live_copies
-from nbdresize.control.model import Disk
+from nbdresize.control.live_copy import Copy, live_copies, shares
 from nbdresize.control.operations import Task
 from nbdresize.control.site import Site
 from nbdresize.errors import ResourceInUse
 
 TRIES = 3
 """How many instants are begun before the machine is found to be too slow."""
+
+_SLOW = 0.25
+"""Seconds for sharing blocks at an instant that was lost, from which on that is taken for the reason."""
 
 _QUICK = 0.1
 _MOST_SYNCS = 10
@@ -27,66 +28,60 @@ class Taken:
     shared: frozenset[str]
 
 
-class _Unshared(Exception):
-    """This copy would be one in full after all, too long for the instant."""
+class _TooLong(Exception):
+    """These copies take too long for the instant, and have to be begun before it."""
 
-    def __init__(self, copy: Copy) -> None:
+    def __init__(self, copies: Sequence[Copy]) -> None:
         super().__init__()
-        self.copy = copy
-
-
-def shares(site: Site, disk: Disk) -> bool:
-    """Whether a copy of the disk shares its blocks: where the file system can, and none of them is reserved."""
-    return site.pool.shares_copies() and not site.pool.volume(disk.volume).preallocated()
+        self.copies = copies
 
 
 def take_copies(site: Site, copies: Sequence[Copy], task: Task) -> Taken:
     """Copy all these disks as they are at one instant, durably. Only with the locks of their VMs held.
 
-    Raises ResourceInUse where the instant never lasts long enough, or the clients are too fast; as `instant` and
-    `live_copies`; and OperationCancelled. Some copies may be there then.
+    Those that share blocks are copied at the instant, unless one of them has so many extents that it does not fit;
+    the others begin before. Raises ResourceInUse where the instant never lasts long enough, or the clients are too
+    fast; as `instant` and `live_copies`; and OperationCancelled. Some copies may be there then.
     """
-    full = [copy for copy in copies if not shares(site, copy.disk)]
+    before = [copy for copy in copies if not shares(site, copy.disk)]
     while True:
         try:
-            return _take(site, [copy for copy in copies if copy not in full], full, task)
-        except _Unshared as found:  # files that differ in some property, say one that is never copied on write
-            full.append(found.copy)
+            return _take(site, [copy for copy in copies if copy not in before], before, task)
+        except _TooLong as found:
+            before += found.copies
             _delete(site, copies)
 
 
-def _take(site: Site, sharing: Sequence[Copy], full: Sequence[Copy], task: Task) -> Taken:
-    disks = [copy.disk for copy in (*sharing, *full)]
-    with live_copies(site, full, task) as live:
+def _take(site: Site, sharing: Sequence[Copy], before: Sequence[Copy], task: Task) -> Taken:
+    disks = [copy.disk for copy in (*sharing, *before)]
+    lost: InstantLost | None = None
+    with live_copies(site, before, task) as live:
         with task.stage("copy"):
+            _write_out(site, [copy for copy in before if shares(site, copy.disk)])
             live.make()
-        slowest, slow = 0.0, ""
-        lost: InstantLost | None = None
         for _ in range(TRIES):
             with task.stage("copy"):
                 _write_out(site, sharing)
                 live.catch_up()
+            took = 0.0
             try:
                 with task.stage("instant"), instant(site, disks):
                     created = time.time()
                     live.take_rest()
+                    start = time.monotonic()
                     for copy in sharing:
-                        start = time.monotonic()
                         _share(site, copy)
-                        slowest, slow = max((slowest, slow), (time.monotonic() - start, copy.disk.export_name))
+                        took = time.monotonic() - start
             except InstantLost as error:
+                lost = error
                 live.lost()
                 _delete(site, sharing)
-                lost = error
+                if took >= _SLOW:
+                    raise _TooLong(sharing) from error
             else:
                 with task.stage("sync"):
                     live.sync()
-                return Taken(created, frozenset(copy.volume for copy in sharing))
-    if slowest >= LONGEST_HOLD:
-        raise ResourceInUse(
-            f"Sharing the blocks of {slow} takes {slowest:.1f} s, but its clients are held back for a second at most",
-            "detach its clients for the moment; a volume that is less fragmented takes less time",
-        ) from lost
+                return Taken(created, live.shared.union(copy.volume for copy in sharing))
     names = ", ".join(disk.export_name for disk in disks)
     raise ResourceInUse(
         f"The copies of {names} at one instant took too long {TRIES} times: {lost}",
@@ -107,7 +102,7 @@ def _write_out(site: Site, copies: Sequence[Copy]) -> None:
 def _share(site: Site, copy: Copy) -> None:
     def unshared(done: int, total: int) -> None:
         if done < total:
-            raise _Unshared(copy)
+            raise _TooLong([copy])  # in full after all: files that differ in some property share nothing
 
     site.pool.copy(site.pool.volume(copy.disk.volume).path, copy.volume, progress=unshared)
 

@@ -18,12 +18,12 @@ import sqlalchemy as sql
 from nbdresize.control import catalog_records, intents, names, operations, records, recovery, snapshot_records
 from nbdresize.control.catalog_records import account_of
 from nbdresize.control.disks import checked_volume, reread, undo_after
-from nbdresize.control.live_copy import Copy
+from nbdresize.control.live_copy import Copy, shares
 from nbdresize.control.model import Disk, Snapshot, SnapshotDisk, SnapshotReport
 from nbdresize.control.records import Entry, Intent, Kind
 from nbdresize.control.recovery import Change, changing, held_up
 from nbdresize.control.site import Site, visible
-from nbdresize.control.snapshot_copies import Taken, shares, take_copies
+from nbdresize.control.snapshot_copies import Taken, take_copies
 from nbdresize.control.snapshot_room import check_snapshot, check_snapshot_count
 from nbdresize.errors import NotAuthorized, ResourceInUse, ResourceNotFound, VolumeFailed
 

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nbd
 import pytest
 
 from nbdresize.client import connect_resizable
 from nbdresize.config import StateDirectory
-from nbdresize.control import live_copy
+from nbdresize.control import live_copy, snapshot_copies
 from nbdresize.control.control import Control
 from nbdresize.control.model import Snapshot
 from nbdresize.errors import InsufficientSpace, ResourceInUse, ServerFailed
@@ -324,6 +325,30 @@ def test_a_server_that_does_not_answer_is_named_and_nothing_stays(
         client.pwrite(b"y" * 4096, 0)
         assert site.content(site.control.create_snapshot("web1", "s1"), 0)[:4096] == b"y" * 4096
         client.shutdown()
+
+
+@pytest.mark.parametrize("kind", SHARING, indirect=True)
+def test_disks_whose_blocks_take_too_long_to_share_are_shared_before_the_instant(
+    front: str, kind: str, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = snapshot_copies._share
+    slow: list[object] = []
+
+    def shared_slowly(*arguments: Any) -> None:
+        share(*arguments)
+        time.sleep(1.1)  # as for some hundred thousand extents
+        slow.append(arguments)
+
+    monkeypatch.setattr(snapshot_copies, "_share", shared_slowly)
+    with served(front, pool, tmp_path, SIZE, SIZE) as site, counting(site, 64 << 10) as counter:
+        until(lambda: counter.answered > counter.places, what="all places to be written")
+        least = counter.answered
+        snapshot = site.control.create_snapshot("web1", "s1")
+        counter.check(site.content(snapshot, 0), site.content(snapshot, 1), least=least, most=counter.answered)
+        assert len(slow) == 2
+        assert [disk.shared for disk in snapshot.disks] == [True, True]
+        assert site.control.operations()[0].stages[3].seconds > 2
+        assert list(site.state.run.glob("*.written*")) == []
 
 
 @pytest.mark.parametrize("kind", COPYING, indirect=True)
