@@ -4,7 +4,7 @@ from typing import Any
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
-from tests.control.victim import BUDGET, PATTERN, SIZE
+from tests.control.victim import BUDGET, LATER, PATTERN, SIZE
 
 Seen = dict[str, Any]
 
@@ -19,6 +19,9 @@ BEFORE: Seen = {
     "full": (3 * SIZE, None, False, disks((0, SIZE, 1), (1, SIZE, 1), (2, SIZE, 1))),
     "thick": (BUDGET, None, False, disks((0, SIZE, 1))),
     "packed": (BUDGET, "small", False, ()),
+    "kept": (BUDGET, None, False, disks((0, SIZE, 1), (1, 2 * SIZE, 2))),
+    "snapshot kept/monday": ((0, SIZE), (1, SIZE), (2, SIZE)),
+    "snapshot kept/tuesday": ((0, SIZE), (1, 2 * SIZE)),
     "image base": (SIZE, SIZE),
 }
 
@@ -41,6 +44,10 @@ AFTER: dict[str, Seen] = {
     "change_disks": {**BEFORE, "full": (3 * SIZE, None, False, disks(*_MOVED, (3, SIZE, 1)))},
     "add_image": {**BEFORE, "image new": (SIZE, SIZE)},
     "add_image_of_disk": {**BEFORE, "image new": (SIZE, 0)},
+    "create_snapshot": {**BEFORE, "snapshot kept/wednesday": ((0, SIZE), (1, 2 * SIZE))},
+    "delete_snapshot": {name: seen for name, seen in BEFORE.items() if "monday" not in name},
+    "roll_back": {**BEFORE, "kept": (BUDGET, None, False, disks((0, SIZE, 2), (1, SIZE, 3), (2, SIZE, 1)))},
+    "delete_vm_with_snapshots": {name: seen for name, seen in BEFORE.items() if "kept" not in name},
     "delete_image": {name: seen for name, seen in BEFORE.items() if name != "image base"},
 }
 
@@ -50,7 +57,7 @@ def before(change: str) -> Seen:
 
 
 def seen(control: Control) -> Seen:
-    """VMs with their budgets, packages, protection and disks; images with their sizes."""
+    """VMs with their budgets, packages, protection and disks; snapshots and images with their sizes."""
     found: Seen = {
         vm.name: (
             vm.budget,
@@ -60,19 +67,40 @@ def seen(control: Control) -> Seen:
         )
         for vm in control.vms()
     }
+    for vm in control.vms():
+        for snapshot in control.snapshots(vm.name):
+            found[f"snapshot {vm.name}/{snapshot.name}"] = tuple((disk.slot, disk.size) for disk in snapshot.disks)
     return found | {f"image {image.name}": (image.size, image.original_size) for image in control.images()}
+
+
+def plain(found: Seen) -> Seen:
+    """Without generations: what was done and taken back has raised them."""
+    return {
+        name: (*about[:3], tuple(disk[:2] for disk in about[3])) if len(about) == 4 else about
+        for name, about in found.items()
+    }
 
 
 def check_content(state: StateDirectory, control: Control, what: str) -> None:
     """What was written is there, up to the new end; what is new reads as zeroes."""
     for vm in control.vms():
         _, _, _, known = BEFORE.get(vm.name, (0, None, False, ()))
+        written = {slot for slot, *_ in known}
         for disk in vm.disks:
-            content = (state.volumes / f"{disk.volume}.raw").read_bytes()
-            written = disk.image is not None or any(slot == disk.slot for slot, *_ in known)
-            kept = min(SIZE, disk.size) if written else 0
-            assert content[:kept] == PATTERN * (kept // len(PATTERN)), (what, disk)
-            assert not any(content[kept:]), (what, disk)
+            here = vm.name == "kept" or disk.image is not None or disk.slot in written
+            # disk0 of `kept` was written again after the snapshot that it may have been rolled back to.
+            pattern = LATER if (vm.name, disk.slot, disk.generation) == ("kept", 0, 1) else PATTERN
+            _check(state, disk.volume, pattern if here else b"", f"{what}: {disk.export_name}")
+        for snapshot in control.snapshots(vm.name):
+            for old in snapshot.disks:
+                pattern = LATER if snapshot.name != "monday" and old.slot == 0 else PATTERN
+                _check(state, old.volume, pattern, f"{what}: {old.name} of {snapshot.name}")
     for image in control.images():
-        content = (state.volumes / f"{image.volume}.raw").read_bytes()
-        assert content == PATTERN * (SIZE // len(PATTERN)), (what, image)
+        _check(state, image.volume, PATTERN, f"{what}: image {image.name}")
+
+
+def _check(state: StateDirectory, volume: str, pattern: bytes, what: str) -> None:
+    content = (state.volumes / f"{volume}.raw").read_bytes()
+    kept = min(SIZE, len(content)) if pattern else 0
+    assert content[:kept] == pattern * (kept // 4096), what
+    assert not any(content[kept:]), what

@@ -15,7 +15,7 @@ Profile = Callable[[FrameType, str, Any], None]
 
 _CALLS = {
     "posix": {
-        *("open", "close", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink", "chmod"),
+        *("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink", "chmod"),
         *("ftruncate", "truncate", "posix_fallocate", "setxattr", "removexattr", "fsync", "fdatasync", "sync"),
         *("write", "writev", "pwrite", "pwritev", "sendfile", "copy_file_range", "splice"),
     },
@@ -24,21 +24,29 @@ _CALLS = {
     "socket": {"connect", "sendall", "sendmsg"},
     "mmap": {"flush", "write"},
 }
-"""By module of the function, or of the type of the object whose method it is."""
+"""By module of the function, or of the type of the object whose method it is. Not close: it changes no file, and is no
+more to a lock than the end of the process."""
+
+_NAMES = frozenset(name for names in _CALLS.values() for name in names)
 
 _PYTHON = {syscalls._fallocate.__code__: "fallocate"}
 """What ctypes calls is no call into C that is told of: so the functions around it."""
 
 
-def step_of(frame: FrameType, event: str, called: Any, *, after: bool = False) -> str | None:
-    """The name of the step that is about to be taken, or has just been taken; None for whatever is none."""
-    if event == ("return" if after else "call"):
-        return _PYTHON.get(frame.f_code)
-    if event != ("c_return" if after else "c_call"):
-        return None
-    module = getattr(called, "__module__", None)
-    if module is None:  # a method: of which object?
-        module = type(getattr(called, "__self__", None)).__module__
-    if called.__name__ not in _CALLS.get(module, ()):
-        return None
-    return str(getattr(called, "__qualname__", called.__name__))
+def counting(take: Callable[[str], None], *, after: bool = False) -> Profile:
+    """A profile function that calls `take` with the name of each step that is about to be taken, or has been taken."""
+    call, c_call = ("return", "c_return") if after else ("call", "c_call")
+
+    def profile(frame: FrameType, event: str, called: Any) -> None:
+        if event == c_call:
+            if called.__name__ in _NAMES and called.__name__ in _CALLS.get(_module(called), ()):
+                take(str(getattr(called, "__qualname__", called.__name__)))
+        elif event == call and frame.f_code in _PYTHON:
+            take(_PYTHON[frame.f_code])
+
+    return profile
+
+
+def _module(called: Any) -> str:
+    module = called.__module__
+    return str(module or type(called.__self__).__module__)  # a method has that of its object

@@ -41,10 +41,14 @@ MUST_MEET = {
     "add_image": {"flock", "pwrite", "fsync", "Connection.commit"},
     "add_image_of_disk": {"flock", "pwrite", "fsync", "Connection.commit"},
     "delete_image": {"flock", "unlink", "fsync", "Connection.commit"},
+    "create_snapshot": {"flock", "open", "pwrite", "fsync", "unlink", "Connection.commit"},
+    "delete_snapshot": {"flock", "unlink", "fsync", "Connection.commit"},
+    "roll_back": {"flock", "open", "pwrite", "replace", "fsync", "Connection.commit"},
+    "delete_vm_with_snapshots": {"flock", "unlink", "fsync", "Connection.commit"},
 }
 """Steps at which each change has to be killed; were one not met, the test would look away."""
 
-SHARING = ("create_from_image", "add_image_of_disk")
+SHARING = ("create_from_image", "add_image_of_disk", "create_snapshot", "delete_snapshot", "roll_back")
 """What is done in another way where copies can share blocks."""
 
 
@@ -56,7 +60,7 @@ def test_killed_at_any_step_a_change_is_wholly_done_or_wholly_undone(change: str
 
 @pytest.mark.parametrize("change", SHARING)
 def test_the_same_holds_where_copies_share_blocks(change: str, tmp_path: Path) -> None:
-    with mounted("xfs", tmp_path, size=600 * MIB) as sharing:
+    with mounted("tmpfs", tmp_path, size=600 * MIB) as fast, mounted("xfs", fast) as sharing:
         _kill_at_every_step(change, sharing, {"ioctl", "fsync", "Connection.commit"})
 
 

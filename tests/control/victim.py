@@ -1,33 +1,36 @@
 """A process that is killed on its way through an operation. Run by test_kill: `python -m tests.control.victim …`.
 
-    ROOT CHANGE        for step 0, 1, 2 … : a state directory ROOT/N, and a fork that is killed there
+    ROOT CHANGE        leaves a state directory ROOT/N for each step N, as a kill before that step leaves it
 
 Steps are those of `steps`. It prints one JSON object per step: {"root": …, "step": name or null}, and ends after the
-step that is null, where the operation came to its end. Forked, because starting Python for each of a thousand kills
-would take minutes.
+step that is null, where the operation came to its end.
+
+A kill changes no file: what it leaves is what the files have at that moment, and locks end. So the directory is copied
+before each step, instead of killing hundreds of processes; just the step in the middle gets a process that is really
+killed there.
 """
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
-from nbdresize.control.model import DiskChanges, DiskSource, DiskUpdate, ResizeOptions
+from nbdresize.control.model import Disk, DiskChanges, DiskSource, DiskUpdate, ResizeOptions
 from nbdresize.units import REMAINING, SizeRequest
-from tests.control.steps import step_of
+from tests.control.steps import counting
 
 KIB = 1024
 BUDGET = 1024 * KIB
 SIZE = 64 * KIB
 OPERATION = "the-operation"
 PATTERN = b"\xa5" * 4096
+LATER = b"\x5a" * 4096
 
 Change = Callable[[Control], object]
 
@@ -105,16 +108,33 @@ def delete_image(control: Control) -> None:
     control.delete_image("base", operation=OPERATION)
 
 
+def create_snapshot(control: Control) -> None:
+    control.create_snapshot("kept", "wednesday", operation=OPERATION)
+
+
+def delete_snapshot(control: Control) -> None:
+    control.delete_snapshot("kept", "monday", operation=OPERATION)
+
+
+def roll_back(control: Control) -> None:
+    control.rollback("kept", "monday", operation=OPERATION)
+
+
+def delete_vm_with_snapshots(control: Control) -> None:
+    control.delete_vm("kept", operation=OPERATION)
+
+
 _ALL = (
     *(create_first, create, create_preallocated, create_from_image, change_package, delete_vm),
     *(add, grow, grow_preallocated, shrink, delete_disk, move, change_disks),
     *(add_image, add_image_of_disk, delete_image),
+    *(create_snapshot, delete_snapshot, roll_back, delete_vm_with_snapshots),
 )
 CHANGES: dict[str, Change] = {change.__name__: change for change in _ALL}
 
 
 def source_of_images(state: StateDirectory) -> Path:
-    return state.root / "image.raw"
+    return state.root.with_name("image.raw")
 
 
 def prepare(state: StateDirectory) -> None:
@@ -128,10 +148,20 @@ def prepare(state: StateDirectory) -> None:
         control.create_vm("full", 3 * SIZE, [exact(SIZE)] * 3)
         control.create_vm("thick", BUDGET, [exact(SIZE)], preallocate=True)
         control.create_vm("packed", package="small")
+        control.create_vm("kept", BUDGET, [exact(SIZE)] * 3)
         for vm in control.vms():
             for disk in vm.disks:
-                with (state.volumes / f"{disk.volume}.raw").open("r+b") as file:
-                    file.write(PATTERN * (SIZE // len(PATTERN)))
+                _fill(state, disk, PATTERN)
+        control.create_snapshot("kept", "monday")
+        control.delete_disk("kept", "disk2")
+        control.resize_disk("kept", "disk1", exact(2 * SIZE))
+        _fill(state, control.disk("kept", "disk0"), LATER)
+        control.create_snapshot("kept", "tuesday")
+
+
+def _fill(state: StateDirectory, disk: Disk, pattern: bytes) -> None:
+    with (state.volumes / f"{disk.volume}.raw").open("r+b") as file:
+        file.write(pattern * (SIZE // len(pattern)))
 
 
 def copy_of(template: Path, root: Path) -> StateDirectory:
@@ -140,63 +170,70 @@ def copy_of(template: Path, root: Path) -> StateDirectory:
     return StateDirectory(root)
 
 
+class Copier:
+    """Counts steps, and copies the state directory before each."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self.steps: list[tuple[Path, str | None]] = []
+        self._state = state
+
+    def take(self, step: str | None) -> None:
+        root = self._state.root.with_name(str(len(self.steps)))
+        copy_of(self._state.root, root)
+        self.steps.append((root, step))
+
+
 class Killer:
-    """A profile function that counts steps, and ends the process before one of them."""
+    """Counts steps, and ends the process before one of them."""
 
-    def __init__(self, last: int, report: int) -> None:
+    def __init__(self, last: int) -> None:
         self._left = last
-        self._report = report
 
-    def __call__(self, frame: FrameType, event: str, called: Any) -> None:
-        step = step_of(frame, event, called)
-        if step is None:
-            return
+    def take(self, step: str) -> None:
         if self._left == 0:
-            sys.setprofile(None)
-            os.write(self._report, step.encode())
             os.kill(os.getpid(), signal.SIGKILL)
         self._left -= 1
 
 
-def run(change: str, template: Path, root: Path, step: int) -> str | None:
-    """Fork a process that is killed before that step; the step's name, None where the operation came to its end."""
-    state = copy_of(template, root)
-    reading, writing = os.pipe()
+def run(change: str, state: StateDirectory, take: Callable[[str], None]) -> None:
+    """Do it, with `take` called before each step."""
+    sys.setprofile(counting(take))
+    try:
+        with Control.open(state) as control:
+            CHANGES[change](control)
+    finally:
+        sys.setprofile(None)
+
+
+def kill(change: str, state: StateDirectory, step: int) -> None:
+    """Have a process killed before that step."""
     child = os.fork()
     if child == 0:
-        os.close(reading)
-        sys.setprofile(Killer(step, writing))
         try:
-            with Control.open(state) as control:
-                CHANGES[change](control)
-            sys.setprofile(None)
-            os._exit(0)
+            run(change, state, Killer(step).take)
         finally:
             os._exit(1)
-    os.close(writing)
-    with open(reading) as report:  # noqa: PTH123 - a descriptor
-        name = report.read()
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"{change} failed with {code}, killed before step {step}")
-    return name if code else None
+    if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+        raise RuntimeError(f"{change} could not be killed before step {step}")
 
 
 def main() -> None:
     directory, change = Path(sys.argv[1]), sys.argv[2]
-    template = directory / "template"
-    template.mkdir()
+    template = StateDirectory(directory / "template")
+    template.root.mkdir()
     if change != create_first.__name__:
-        prepare(StateDirectory(template))
-    step = 0
-    while True:
-        root = directory / str(step)
-        name = run(change, template, root, step)
-        print(json.dumps({"root": str(root), "step": name}), flush=True)
-        if name is None:
-            return
-        step += 1
+        prepare(template)
+    state = copy_of(template.root, directory / "running")
+    copier = Copier(state)
+    run(change, state, copier.take)
+    copier.take(None)
+    middle = len(copier.steps) // 2
+    killed, _ = copier.steps[middle]
+    shutil.rmtree(killed)
+    kill(change, copy_of(template.root, killed), middle)
+    for root, step in copier.steps:
+        print(json.dumps({"root": str(root), "step": step}))
 
 
 if __name__ == "__main__":
