@@ -4,7 +4,7 @@ The command line, the wire and the plugin all call it. No daemon is needed: the 
 changes of any number of processes, and locks that end with their process tell who is at work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control import (
     catalog_records,
     disks,
+    guest_records,
     images,
     names,
     operation_log,
@@ -38,6 +39,8 @@ from nbdresize.control.model import (
     DiskChanges,
     DiskSource,
     DiskUpdate,
+    Guest,
+    GuestNote,
     Image,
     Operation,
     Package,
@@ -352,6 +355,40 @@ class Control:
         OperationCancelled, VolumeFailed.
         """
         return rollback.roll_back(self._site, vm, name, disconnect=disconnect, operation=operation, listener=listener)
+
+    # Guests
+
+    def attach_guest(
+        self,
+        vm: str,
+        qmp: Path,
+        agent: Path | None = None,
+        notes: Mapping[str, GuestNote] | None = None,
+        *,
+        operation: str | None = None,
+    ) -> Guest:
+        """Remember where the QEMU that runs this VM's guest is reached, in place of an earlier one.
+
+        `qmp` is the path of its QMP socket, `agent` that of its guest agent, both absolute; nobody is asked whether
+        anything listens there. `notes` is what it knows of each disk, by name. Raises ResourceNotFound.
+        """
+        return guest_records.attach_guest(self._site, vm, qmp, agent, notes or {}, operation=operation)
+
+    def detach_guest(self, vm: str, *, operation: str | None = None) -> None:
+        """Forget the guest of a VM, which goes on as it is. Raises ResourceNotFound, also where there is none."""
+        guest_records.detach_guest(self._site, vm, operation=operation)
+
+    def guest(self, vm: str) -> Guest | None:
+        """The guest of a VM; None where none is attached. Raises ResourceNotFound for a VM that is not there."""
+        return guest_records.guest(self._site, vm)
+
+    def guests(self) -> list[Guest]:
+        """All guests, by the names of their VMs."""
+        return guest_records.guests(self._site)
+
+    def note_guest(self, vm: str, notes: Mapping[str, GuestNote]) -> None:
+        """Keep what the guest of a VM was told of these disks, by name; nothing where it has gone meanwhile."""
+        guest_records.note_guest(self._site, vm, notes)
 
     # Switches
 

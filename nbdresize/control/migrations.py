@@ -265,7 +265,24 @@ _FROM_2_TO_3 = (
     "DROP TABLE operations_2",
 )
 
-STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second, _third)
+
+def _fourth(connection: sql.Connection) -> None:
+    """Version 4: the guests of VMs, and what they were told."""
+    tables = sql.MetaData()
+    sql.Table("vms", tables, sql.Column("id", sql.Integer, primary_key=True))
+    guests = sql.Table(
+        "guests",
+        tables,
+        sql.Column("vm_id", sql.Integer, sql.ForeignKey("vms.id"), primary_key=True),
+        sql.Column("qmp", sql.Text, nullable=False),
+        sql.Column("agent", sql.Text),
+        sql.Column("attached", sql.BigInteger, nullable=False),
+        sql.Column("stages", sql.Text, nullable=False),
+    )
+    tables.create_all(connection, tables=[guests], checkfirst=False)
+
+
+STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second, _third, _fourth)
 """The step to version 1, the step to version 2, …"""
 
 VERSION = len(STEPS)

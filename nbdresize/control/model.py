@@ -339,6 +339,53 @@ class ChangeOutcome:
     stages: tuple[Stage, ...] = ()
 
 
+@dataclass(frozen=True)
+class GuestNote:
+    """What a guest was last told of a disk, at `at`, in seconds since 1970.
+
+    `size` is what its QEMU then said the disk has; None where it does not use the disk, or never said. Unless `done`,
+    something is left to be told, and `detail` says why.
+    """
+
+    disk_id: int
+    size: int | None
+    done: bool
+    detail: str
+    at: int
+
+
+@dataclass(frozen=True)
+class GuestDisk:
+    """A disk, of `size` bytes, and what its VM's guest knows of it."""
+
+    name: str
+    size: int
+    note: GuestNote
+
+    @property
+    def pending(self) -> bool:
+        """Whether the guest is still to learn something: also of a change that nobody told it of."""
+        return not self.note.done or self.note.size not in (None, self.size)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The guest that was attached to a VM: the sockets of its QEMU's QMP and of its guest agent.
+
+    `attached` in seconds since 1970; `disks` are those that it has been told of.
+    """
+
+    vm: str
+    qmp: str
+    agent: str | None
+    attached: int
+    disks: tuple[GuestDisk, ...] = ()
+
+    @property
+    def pending(self) -> tuple[GuestDisk, ...]:
+        return tuple(disk for disk in self.disks if disk.pending)
+
+
 class OperationState(enum.Enum):
     """Where an operation stands. FAILED and CANCELLED ones have been undone."""
 

@@ -37,6 +37,8 @@ class Kind(enum.Enum):
     CREATE_PACKAGE = "create_package"
     DELETE_PACKAGE = "delete_package"
     SET_SWITCH = "set_switch"
+    ATTACH_GUEST = "attach_guest"
+    DETACH_GUEST = "detach_guest"
     UPDATE_POOL = "update_pool"
 
 
@@ -321,8 +323,9 @@ def delete_disks(connection: sql.Connection, disk_ids: Iterable[int]) -> None:
 
 
 def delete_vm(connection: sql.Connection, vm_id: int) -> None:
-    """Remove the record of a VM that has no disks and no snapshots, and its switches."""
+    """Remove the record of a VM that has no disks and no snapshots, its switches and its guest."""
     switches.forget_vm(connection, vm_id)
+    connection.execute(sql.delete(schema.guests).where(schema.guests.c.vm_id == vm_id))
     connection.execute(sql.delete(schema.vms).where(schema.vms.c.id == vm_id))
 
 

@@ -103,6 +103,17 @@ settings = sql.Table(
     sql.Column("value", sql.Text, nullable=False),
 )
 
+guests = sql.Table(
+    "guests",
+    metadata,
+    sql.Column("vm_id", sql.Integer, sql.ForeignKey("vms.id"), primary_key=True),
+    sql.Column("qmp", sql.Text, nullable=False),
+    sql.Column("agent", sql.Text),
+    sql.Column("attached", sql.BigInteger, nullable=False),
+    sql.Column("stages", sql.Text, nullable=False),
+)
+"""`stages` is what the guest was told of each disk, as `guest_records` writes it."""
+
 intents = sql.Table(
     "intents",
     metadata,

@@ -28,6 +28,7 @@ class Books:
     operations: list[Row]
     packages: dict[int, Row]
     switches: list[Row]
+    guests: list[Row]
     settings: dict[str, str]
 
     @property
@@ -68,7 +69,8 @@ def problems(state: StateDirectory) -> list[str]:
     found += [f"left write map {path.name}" for path in sorted(state.run.glob("*.written"))]
     vm_ids = {str(vm_id) for vm_id in books.vms}
     left = [row["feature"] for row in books.switches if row["scope"] == "vm" and row["subject"] not in vm_ids]
-    return found + [f"switch {feature} of no VM" for feature in left]
+    found += [f"switch {feature} of no VM" for feature in left]
+    return found + [f"guest {row['qmp']} of no VM" for row in books.guests if row["vm_id"] not in books.vms]
 
 
 def read(ledger: sqlite3.Connection) -> Books:
@@ -92,6 +94,7 @@ def read(ledger: sqlite3.Connection) -> Books:
             rows("operations"),
             by_id("packages"),
             rows("switches"),
+            rows("guests"),
             {row["name"]: row["value"] for row in rows("settings")},
         )
     finally:

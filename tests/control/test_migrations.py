@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
@@ -13,7 +14,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control import migrations
 from nbdresize.control.control import Control
 from nbdresize.control.model import ClientResize, OperationState, ResizeOptions
-from nbdresize.errors import InvalidArgument
+from nbdresize.errors import InvalidArgument, StateUnusable
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
 
@@ -198,3 +199,26 @@ def test_a_migration_that_does_not_come_to_its_end_leaves_version_2(old: StateDi
         assert len(ledger.execute("SELECT * FROM intents").fetchall()) == len(UNFINISHED)
     Control.open(old).close()
     assert problems(old) == []
+
+
+def test_a_ledger_of_version_3_gets_guests_and_keeps_all_else(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "STEPS", migrations.STEPS[:3])
+        patch.setattr(migrations, "VERSION", 3)
+        with pytest.raises(StateUnusable, match="no such table: guests"), Control.open(state) as control:
+            control.create_vm("web1", BUDGET, [SizeRequest(exact=2 * MIB)])
+            control.create_snapshot("web1", "before")
+            control.guests()
+    with closing(sqlite3.connect(state.ledger)) as ledger:
+        assert ledger.execute("SELECT version FROM meta").fetchall() == [(3,)]
+    with Control.open(state) as control:
+        (vm,) = control.vms()
+        assert (vm.name, vm.budget, vm.snapshots, [disk.size for disk in vm.disks]) == ("web1", BUDGET, 1, [2 * MIB])
+        assert control.guests() == []
+        attached = control.attach_guest("web1", Path("/run/web1.qmp"))
+        assert control.guests() == [attached]
+    with closing(sqlite3.connect(state.ledger)) as ledger:
+        assert ledger.execute("SELECT version FROM meta").fetchall() == [(migrations.VERSION,)]
+    assert problems(state) == []

@@ -19,7 +19,9 @@ from nbdresize.errors import ResourceInUse
 BACKUP = "bring the ledger and the volumes back from a backup of one time"
 
 _MOST_SHOWN = 5
-_SAFE_TO_DELETE = frozenset({("steps", "intents"), ("steps", "disks"), ("snapshot_disks", "snapshots")})
+_SAFE_TO_DELETE = frozenset(
+    {("steps", "intents"), ("steps", "disks"), ("snapshot_disks", "snapshots"), ("guests", "vms")}
+)
 """Rows of such a table that refer to nothing in the other promise nothing to anybody."""
 
 _WAYS_OUT = {("vms", "packages"): "give the VM another one with nbdresize vm update VM --package NAME"}
