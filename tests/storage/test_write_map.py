@@ -299,8 +299,8 @@ class TestFiles:
             WriteMap.create(tmp_path / "gone" / "disk.written", SIZE)
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
 class TestFullFileSystem:
+    @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
     def test_a_map_without_room_is_refused_and_leaves_nothing(self, tmp_path: Path, kind: str) -> None:
         with mounted(kind, tmp_path, size=16 * MIB) as directory:
             fill(directory / "filler", leave=MIB)
@@ -308,6 +308,8 @@ class TestFullFileSystem:
                 WriteMap.create(directory / "disk.written", 64 * GIB)
             assert {entry.name for entry in directory.iterdir()} <= {"filler", "lost+found"}
 
+    # Not btrfs: there it depends on the kernel whether reserved space stays reserved (see WriteMap.create).
+    @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs"])
     def test_a_process_that_marks_is_not_killed_when_it_fills_up(self, tmp_path: Path, kind: str) -> None:
         with mounted(kind, tmp_path, size=16 * MIB) as directory:
             path = directory / "disk.written"
