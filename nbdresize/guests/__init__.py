@@ -1,0 +1,1 @@
+"""Running guests: told of new sizes, each in its own way."""
