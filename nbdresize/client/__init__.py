@@ -18,7 +18,7 @@ its time limit, or takes more memory than twice the call's result and 32 MiB (bl
 
 from nbdresize.client.connection import Connection
 from nbdresize.client.connection import Connection as connect
-from nbdresize.client.growing import connect_resizable
+from nbdresize.client.growing import connect_resizable, connect_watching
 from nbdresize.client.values import Cause, Extent, Resizable, Size
 
-__all__ = ["Cause", "Connection", "Extent", "Resizable", "Size", "connect", "connect_resizable"]
+__all__ = ["Cause", "Connection", "Extent", "Resizable", "Size", "connect", "connect_resizable", "connect_watching"]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nbdresize.client.connection import TIMEOUT, Connection
-from nbdresize.client.handshake import tells_sizes, where_it_can_be_resized
+from nbdresize.client.handshake import Chooser, tells_sizes, where_it_can_be_resized, where_it_is_watched
 from nbdresize.client.refusals import UNEXPLAINED
 from nbdresize.client.size_export import SizeExport
 from nbdresize.client.values import Resizable, Size
@@ -19,7 +19,24 @@ def connect_resizable(uri: str, timeout: float = TIMEOUT) -> Iterator[Resizable]
 
     A URI that names the `@size` export means that. Raises as Connection does, and PeerFailed where there is neither.
     """
-    with Connection(uri, timeout, choose=where_it_can_be_resized) as connection:
+    with _connected(uri, timeout, where_it_can_be_resized) as disk:
+        yield disk
+
+
+@contextmanager
+def connect_watching(uri: str, timeout: float = TIMEOUT) -> Iterator[Resizable]:
+    """The disk at an NBD URI, for its size to be followed: by its `@size` export where it has one, else by RESIZE.
+
+    Whoever has the `@size` export does not use the disk, so that others can still shrink or delete it. Raises as
+    connect_resizable.
+    """
+    with _connected(uri, timeout, where_it_is_watched) as disk:
+        yield disk
+
+
+@contextmanager
+def _connected(uri: str, timeout: float, choose: Chooser) -> Iterator[Resizable]:
+    with Connection(uri, timeout, choose=choose) as connection:
         yield connection if tells_sizes(connection.negotiated.export) else SizeExport(connection)
 
 

@@ -146,6 +146,19 @@ def where_it_can_be_resized(negotiation: Negotiation) -> Negotiated:
         ) from None
 
 
+def where_it_is_watched(negotiation: Negotiation) -> Negotiated:
+    """Use the `@size` export beside the one that the URI names, which is no use of the disk; the export itself where
+    the server has only the RESIZE command.
+
+    Raises as where_it_can_be_resized.
+    """
+    target = negotiation.target
+    try:
+        return negotiation.enter(target.disk + SIZE_SUFFIX, block_status=False)
+    except ResourceNotFound:
+        return where_it_can_be_resized(negotiation)
+
+
 def tells_sizes(export: ExportInfo) -> bool:
     """Whether the RESIZE command is offered with all that asking for sizes and following them takes."""
     needed = NBD_RESIZE_FEATURE_SIZE_REPLIES | NBD_RESIZE_FEATURE_NOTIFY
