@@ -1,0 +1,147 @@
+"""What QEMU was started with: the only place that tells the options of a node that its monitor keeps to itself.
+
+Source: qemu(1), `-blockdev` and `-drive`; the syntax of their arguments is that of QEMU's keyval.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from nbdresize.guests.qemu.options import export, nested, server
+
+_INHERITED_DISCARD = "unmap"
+_CHILD = "file"
+_DEPTH = 8
+
+ServedBy = Callable[[str, Mapping[str, Any]], bool]
+"""Whether an export's name and a server's address are those of the disk."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A node as the command line describes it. `options` are its own, `name` is empty where it gives none.
+
+    `above` are the names and the drive ids of what it is described in.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    above: tuple[str, ...] = ()
+
+    @property
+    def discard(self) -> str:
+        """A node described inside of another one lets discards through, where it doesn't say otherwise."""
+        return str(self.options.get("discard", _INHERITED_DISCARD if self.above else "ignore"))
+
+    def carried(self, *keys: str) -> dict[str, Any]:
+        """Those of its options, with numbers as numbers."""
+        found = {key: self.options[key] for key in keys if key in self.options}
+        return {key: int(value) if str(value).isdigit() else value for key, value in found.items()}
+
+
+def described(arguments: Sequence[str]) -> tuple[Described, ...]:
+    """Every block node that these arguments of QEMU describe, as far as they do it in ways known here."""
+    found: list[Described] = []
+    for name, value in pairwise(arguments):
+        option = name.lstrip("-") if name.startswith("-") else ""
+        if option == "blockdev":
+            found += _nodes(nested(_parsed(value, "driver")), ())
+        elif option == "drive":
+            found += _drive(nested(_parsed(value, "")))
+    return tuple(found)
+
+
+def of_process(pid: int | None) -> tuple[Described, ...]:
+    """As `described`, of a running QEMU; nothing where its command line can't be read."""
+    if pid is None:
+        return ()
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return described([argument.decode(errors="surrogateescape") for argument in raw.split(b"\0")])
+
+
+def find_nbd(nodes: Sequence[Described], name: str, same: ServedBy) -> Described | None:
+    """The `nbd` node of that name, else the one of the same export: after a grow, its name is another."""
+    ours = [node for node in nodes if node.options.get("driver") == "nbd"]
+    named = [node for node in ours if node.name == name]
+    matching = [node for node in ours if same(export(node.options), server(node.options))]
+    return next(iter(named or matching), None)
+
+
+def find_above(nodes: Sequence[Described], name: str, driver: str, below: Described | None) -> Described | None:
+    """The node of that name, else the one of that driver that `below` is described in, or that refers to it."""
+    named = [node for node in nodes if node.name and node.name == name]
+    around = [
+        node
+        for node in nodes
+        if below is not None
+        and node.options.get("driver") == driver
+        and ((below.name and node.options.get(_CHILD) == below.name) or node.options.get(_CHILD) is below.options)
+    ]
+    return next(iter(named or around), None)
+
+
+def _parsed(text: str, implied: str) -> dict[str, Any]:
+    """The options of one argument: JSON, or `key=value` with commas between; a comma in a value is doubled."""
+    if text.startswith("{"):
+        with suppress(ValueError):
+            options = json.loads(text)
+            return options if isinstance(options, dict) else {}
+        return {}
+    options = {}
+    for number, part in enumerate(text.replace(",,", "\0").split(",")):
+        key, equals, value = part.replace("\0", ",").partition("=")
+        if equals:
+            options[key] = value
+        elif number == 0 and implied:
+            options[implied] = key
+    return options
+
+
+def _nodes(options: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Described]:
+    """The node with these options, and those described inside of it."""
+    name = str(options.get("node-name", ""))
+    yield Described(name, options, above)
+    child = options.get(_CHILD)
+    if isinstance(child, Mapping) and len(above) < _DEPTH:
+        yield from _nodes(child, (*above, name))
+
+
+def _drive(options: dict[str, Any]) -> Iterator[Described]:
+    """A legacy drive: without a format it is probed, which gives `raw`, and its file may be a URI."""
+    driver = options.get("driver") or options.get("format") or "raw"
+    file = options.get(_CHILD)
+    child = {**file} if isinstance(file, Mapping) else {}
+    if isinstance(file, str):
+        child = _from_uri(file)
+    name = str(options.get("id", ""))
+    if driver == "nbd":
+        yield Described(str(options.get("node-name", "")), {**child, **options, "driver": "nbd"}, ())
+        return
+    node = {**options, "driver": driver, _CHILD: child}
+    yield Described(str(options.get("node-name", "")), node, (name,))
+    yield from _nodes(child, (name, str(options.get("node-name", ""))))
+
+
+def _from_uri(uri: str) -> dict[str, Any]:
+    """The options that an NBD URI stands for, as QEMU's nbd_parse_uri() reads it; none for another file name."""
+    if uri.startswith("json:"):
+        return nested(_parsed(uri.removeprefix("json:"), ""))
+    with suppress(ValueError):
+        parts = urlsplit(uri)
+        if parts.scheme == "nbd+unix":
+            path = parse_qs(parts.query).get("socket", [""])[0]
+            address: dict[str, Any] = {"type": "unix", "path": path}
+        elif parts.scheme in ("nbd", "nbd+tcp"):
+            address = {"type": "inet", "host": parts.hostname or "", "port": str(parts.port or 10809)}
+        else:
+            return {}
+        return {"driver": "nbd", "server": address, "export": unquote(parts.path.removeprefix("/"))}
+    return {}
