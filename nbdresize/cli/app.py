@@ -8,6 +8,8 @@ from typer.core import TyperGroup
 from nbdresize.cli import (
     check,
     disk,
+    follow,
+    guest,
     image,
     operations,
     options,
@@ -50,6 +52,7 @@ _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("vm", vm),
     ("disk", disk),
     ("snapshot", snapshot),
+    ("guest", guest),
     ("package", package),
     ("image", image),
     ("pool", pool),
@@ -57,7 +60,7 @@ _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("operations", operations),
 )
 
-_ORDER = ("serve", *(name for name, _ in _GROUPS), "size", "grow", "status", "check")
+_ORDER = ("serve", *(name for name, _ in _GROUPS), "size", "grow", "follow", "status", "check")
 
 
 class _Commands(TyperGroup):
@@ -78,6 +81,7 @@ def build() -> typer.Typer:
         app.add_typer(group, name=name)
     serve.register(app)
     remote.register(app)
+    follow.register(app)
     status.register(app)
     check.register(app)
     return app

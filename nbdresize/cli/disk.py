@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbdresize.cli import options, output, progress, views
+from nbdresize.cli import guest, options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
@@ -50,7 +50,11 @@ _RESIZE = options.explained(
     " reads as zeroes. Success means that the volume, the ledger and every running server have the new size; the"
     " table shows each with its time. A smaller size cuts off what lies behind it and needs"
     " --dangerous-allow-shrink, and a disk that no client has attached. Of several disks, each given as --set"
-    " DISK=SIZE, all are resized or none is; what one gives up, another may take.",
+    " DISK=SIZE, all are resized or none is; what one gives up, another may take."
+    "\n\n"
+    "A guest that was attached with nbdresize guest attach is told too, unless --no-guest is given. Where it can't be"
+    " told, the resize has succeeded all the same: the table says what is pending, and nbdresize guest sync VM tells it"
+    " again; so does the next resize.",
 )
 _DELETE = options.explained(
     "Delete a disk of a VM.",
@@ -122,6 +126,8 @@ def resize(
         bool, typer.Option("--disconnect", help="Drop the clients of the disk before shrinking it.")
     ] = False,
     wait: options.Wait = 10.0,
+    no_guest: options.NoGuest = False,
+    guest_timeout: options.GuestTimeout = options.GUEST_SECONDS,
     operation: options.Operation = None,
     json: options.Json = False,
     exact: options.Bytes = False,
@@ -134,12 +140,14 @@ def resize(
         if disk is not None:
             raise Misuse("A disk was given beside --set", f"give that one as --set too: --set {disk}=SIZE")
         changes = _changes(settings)
-        with options.control(root) as control, progress.shown(json=json) as listener:
-            several = control.change_disks(vm, changes, allowed, operation=operation, listener=listener)
+        with options.control(root) as control:
+            with progress.shown(json=json) as listener:
+                several = control.change_disks(vm, changes, allowed, operation=operation, listener=listener)
+            told = guest.tell_changed(control, several, changes, no_guest=no_guest, timeout=guest_timeout)
         if json:
-            output.document(views.changes_json(several))
+            output.document(views.changes_json(several, told))
         else:
-            views.show_changes(several, changes, exact=exact)
+            views.show_changes(several, changes, told, exact=exact)
         return
     if disk is None or size is None:
         missing = "DISK" if disk is None else "SIZE"
@@ -147,12 +155,14 @@ def resize(
             f"Missing argument '{missing}'", "give a disk and its size, or --set DISK=SIZE for each of several"
         )
     request = parse_size_request(size)
-    with options.control(root) as control, progress.shown(json=json) as listener:
-        outcome = control.resize_disk(vm, disk, request, allowed, operation=operation, listener=listener)
+    with options.control(root) as control:
+        with progress.shown(json=json) as listener:
+            outcome = control.resize_disk(vm, disk, request, allowed, operation=operation, listener=listener)
+        told = guest.tell(control, vm, [disk], no_guest=no_guest, timeout=guest_timeout)
     if json:
-        output.document(views.outcome_json(outcome))
+        output.document(views.outcome_json(outcome, told))
     else:
-        views.show_outcome(outcome, exact=exact)
+        views.show_outcome(outcome, told, exact=exact)
 
 
 def _changes(settings: list[str]) -> "DiskChanges":

@@ -15,6 +15,9 @@ from nbdresize.units import SizeRequest, parse_size_request
 if TYPE_CHECKING:
     from nbdresize.control.control import Control
 
+GUEST_SECONDS = 10.0
+"""How long telling a guest takes at the most, unless somebody says otherwise."""
+
 IMAGE_SIZE = "image"
 """What `--disk` is called that is as large as its image."""
 
@@ -54,6 +57,11 @@ def complete_vm(incomplete: str) -> list[str]:
 def complete_vm_disk(incomplete: str) -> list[str]:
     """Disks as VM/DISK for the shell."""
     return completed(incomplete, lambda opened: [disk.export_name for vm in opened.vms() for disk in vm.disks])
+
+
+def complete_guest(incomplete: str) -> list[str]:
+    """Names of the VMs that have a guest attached, for the shell."""
+    return completed(incomplete, lambda opened: [guest.vm for guest in opened.guests()])
 
 
 def complete_package(incomplete: str) -> list[str]:
@@ -120,6 +128,20 @@ Timeout = Annotated[
         max=3600,
         callback=_finite,
         help="How long the server may take for each answer.",
+    ),
+]
+NoGuest = Annotated[
+    bool, typer.Option("--no-guest", help="Leave the guest alone: nbdresize guest sync tells it later.")
+]
+GuestTimeout = Annotated[
+    float,
+    typer.Option(
+        "--guest-timeout",
+        metavar="SECONDS",
+        min=0.1,
+        max=3600,
+        callback=_finite,
+        help="How long telling the guest may take in all.",
     ),
 ]
 Operation = Annotated[

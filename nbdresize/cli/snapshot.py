@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nbdresize.cli import options, output, progress, views
+from nbdresize.cli import guest, options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.output import Column
@@ -51,7 +51,8 @@ _ROLLBACK = options.explained(
     """,
     "Everything that was written since is lost, unless a later snapshot has it. Sizes come back too, and disks that"
     " were deleted since; those that were added stay, and so do all snapshots. Refused while a client has one of the"
-    f" disks attached, and on VMs that are protected. {DELETING}",
+    " disks attached, and on VMs that are protected. A guest should be shut down first: what it has in its memory is"
+    f" of another time than its disks then. If one is attached and runs, it is told the sizes. {DELETING}",
 )
 _DELETE = options.explained(
     "Delete a snapshot of a VM.",
@@ -125,6 +126,8 @@ def rollback(
         bool, typer.Option("--disconnect", help="Drop the clients of the disks before bringing them back.")
     ] = False,
     yes: options.Yes = False,
+    no_guest: options.NoGuest = False,
+    guest_timeout: options.GuestTimeout = options.GUEST_SECONDS,
     operation: options.Operation = None,
     json: options.Json = False,
     root: options.Root = None,
@@ -136,10 +139,12 @@ def rollback(
                 confirm(_loss(control.vm(vm), snapshot), yes=yes, doing="Losing", question="Lose")
         with progress.shown(json=json) as listener:
             outcome = control.rollback(vm, name, disconnect=disconnect, operation=operation, listener=listener)
+        told = guest.tell_changed(control, outcome, no_guest=no_guest, timeout=guest_timeout)
     if json:
-        output.document({"snapshot": name, **views.changes_json(outcome)})
+        output.document({"snapshot": name, **views.changes_json(outcome, told)})
     else:
         _show_outcome(name, outcome)
+        views.show_told(told)
 
 
 def delete(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nbdresize.config import StateDirectory
     from nbdresize.control.control import Control
-    from nbdresize.control.model import VM, Operation, Pool
+    from nbdresize.control.model import VM, Guest, Operation, Pool
     from nbdresize.control.switches import Switches
 
 _STATUS = options.explained(
@@ -26,8 +26,9 @@ _STATUS = options.explained(
     nbdresize status
     nbdresize status --json
     """,
-    "Every server of the state directory is asked; one that does not answer within two seconds is shown as such. So are"
-    " the operations that run, and everything that is switched.",
+    "Every server of the state directory is asked; one that does not answer within two seconds is shown as such."
+    " Operations that run are shown, guests that are attached with what they are still to learn, and everything that is"
+    " switched.",
 )
 
 _Json = dict[str, Any]
@@ -44,6 +45,7 @@ class _Ledger:
 
     vms: "list[VM]"
     operations: "list[Operation]"
+    guests: "list[Guest]"
     switches: "Switches"
     pool: "Pool | None"
     problem: str
@@ -62,6 +64,7 @@ def status(json: options.Json = False, exact: options.Bytes = False, root: optio
             "servers": servers,
             "pool": {"problem": known.problem} if known.pool is None else {**pool_json(known.pool), "problem": None},
             "operations": [operation_views.operation_json(each) for each in known.operations],
+            "guests": [views.guest_json(guest) for guest in known.guests],
             **switches_json(known.switches),
             "vms": [views.vm_json(vm) for vm in known.vms],
         }
@@ -76,7 +79,8 @@ def _known(control: "Control") -> _Ledger:
         pool = control.pool()
     except VolumeFailed as error:
         problem = error.problem
-    return _Ledger(control.vms(), control.operations(running=True), control.switches(), pool, problem)
+    running = control.operations(running=True)
+    return _Ledger(control.vms(), running, control.guests(), control.switches(), pool, problem)
 
 
 def _servers(state: "StateDirectory") -> list[_Json]:
@@ -129,6 +133,9 @@ def _show(state: "StateDirectory", servers: Sequence[_Json], known: _Ledger, *, 
     _show_clients(servers, exact=exact)
     if known.operations:
         operation_views.show_operations(known.operations)
+        output.line()
+    if known.guests:
+        views.show_guests(known.guests)
         output.line()
     if known.switches.settings or known.switches.allowed:
         show_switches(known.switches)

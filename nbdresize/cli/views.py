@@ -7,7 +7,8 @@ from nbdresize.cli import output
 from nbdresize.cli.output import Column
 
 if TYPE_CHECKING:
-    from nbdresize.control.model import VM, ChangeOutcome, Disk, DiskChanges, ResizeOutcome, Stage
+    from nbdresize.control.model import VM, ChangeOutcome, Disk, DiskChanges, Guest, GuestDisk, ResizeOutcome, Stage
+    from nbdresize.guests.following import Told
 
 Json = dict[str, Any]
 
@@ -66,8 +67,8 @@ def disks_json(vm: "VM") -> Json:
     return {"vm": vm.name, **space_json(vm), "disks": [disk_json(disk) for disk in vm.disks]}
 
 
-def outcome_json(outcome: "ResizeOutcome") -> Json:
-    """What a resize did, with its stages."""
+def outcome_json(outcome: "ResizeOutcome", told: "Sequence[Told]" = ()) -> Json:
+    """What a resize did, with its stages; those of the guest after the others."""
     return {
         "vm": outcome.vm,
         "disk": outcome.disk,
@@ -76,20 +77,72 @@ def outcome_json(outcome: "ResizeOutcome") -> Json:
         "generation": outcome.generation,
         "cause": outcome.cause.name.lower(),
         "operation": outcome.operation,
-        "stages": _stages_json(outcome.stages),
+        "stages": _stages_json(outcome.stages) + told_json(told),
     }
 
 
-def changes_json(outcome: "ChangeOutcome") -> Json:
-    """What a change of several disks did, with its stages."""
+def changes_json(outcome: "ChangeOutcome", told: "Sequence[Told]" = ()) -> Json:
+    """What a change of several disks did, with its stages; those of the guest after the others."""
     return {
         "vm": outcome.vm,
         "operation": outcome.operation,
         "added": [disk_json(disk) for disk in outcome.added],
         "resized": [outcome_json(each) for each in outcome.resized],
         "removed": list(outcome.removed),
-        "stages": _stages_json(outcome.stages),
+        "stages": _stages_json(outcome.stages) + told_json(told),
     }
+
+
+def told_json(told: "Sequence[Told]") -> list[Json]:
+    """The stages of telling a guest, each with its disk, and what to do where it is pending."""
+    return [
+        {**stage, "disk": each.disk, "way_out": each.error.way_out if each.error and not stage["done"] else ""}
+        for each in told
+        for stage in _stages_json(each.stages)
+    ]
+
+
+def guest_json(guest: "Guest") -> Json:
+    """A guest with what it knows of each disk: `guest_size` is null where its QEMU does not use the disk."""
+    return {
+        "vm": guest.vm,
+        "qmp": guest.qmp,
+        "agent": guest.agent,
+        "attached": output.iso_moment(guest.attached),
+        "pending": bool(guest.pending),
+        "disks": [
+            {
+                "slot": disk.name,
+                "size": disk.size,
+                "guest_size": disk.note.size,
+                "pending": disk.pending,
+                "detail": pending_detail(disk),
+                "told": output.iso_moment(disk.note.at),
+            }
+            for disk in guest.disks
+        ],
+    }
+
+
+def pending_detail(disk: "GuestDisk") -> str:
+    """What the guest was told of a disk last; why it is pending, where it is."""
+    return disk.note.detail if not disk.pending or not disk.note.done else "resized since, and not told"
+
+
+def show_guests(guests: "Sequence[Guest]") -> None:
+    """Print a table of guests."""
+    columns = [Column("GUEST OF"), Column("QMP"), Column("AGENT"), Column("DISKS", right=True), Column("PENDING")]
+    rows = [
+        [
+            guest.vm,
+            guest.qmp,
+            guest.agent or "-",
+            str(len(guest.disks)),
+            ", ".join(disk.name for disk in guest.pending) or "-",
+        ]
+        for guest in guests
+    ]
+    output.table(columns, rows)
 
 
 def _stages_json(stages: "Sequence[Stage]") -> list[Json]:
@@ -186,27 +239,38 @@ def budget_line(vm: "VM", *, exact: bool) -> str:
     return f"{vm.name}: {used} of {budget} used, {free} free"
 
 
-def show_outcome(outcome: "ResizeOutcome", *, exact: bool) -> None:
+def show_outcome(outcome: "ResizeOutcome", told: "Sequence[Told]" = (), *, exact: bool) -> None:
     """Print what a resize did, and where the new size has arrived."""
     change = _show_resized(outcome, exact=exact)
     if outcome.changed:
-        _show_stages(outcome.stages, {"volume": change, "ledger": f"generation {outcome.generation}"})
+        details = {"volume": change, "ledger": f"generation {outcome.generation}"}
+        _show_stages(outcome.stages, details, told)
+    else:
+        show_told(told)
 
 
-def show_changes(outcome: "ChangeOutcome", changes: "DiskChanges", *, exact: bool) -> None:
+def show_changes(outcome: "ChangeOutcome", changes: "DiskChanges", told: "Sequence[Told]" = (), *, exact: bool) -> None:
     """Print what became of each of several disks, and where all of it has arrived."""
     for disk in outcome.added:
         output.line(f"{disk.export_name}: {output.size(disk.size, exact=exact)}, added")
     for resized in outcome.resized:
         _show_resized(resized, exact=exact)
-    told = {resized.disk for resized in outcome.resized}
+    named = {resized.disk for resized in outcome.resized}
     for update in changes.update:
-        if update.name not in told:
+        if update.name not in named:
             output.line(f"{outcome.vm}/{update.name}: no change")
     for name in outcome.removed:
         output.line(f"{outcome.vm}/{name}: deleted")
     if outcome.added or outcome.removed or any(resized.changed for resized in outcome.resized):
-        _show_stages(outcome.stages, {})
+        _show_stages(outcome.stages, {}, told)
+    else:
+        show_told(told)
+
+
+def show_told(told: "Sequence[Told]") -> None:
+    """Print what a guest was told, and where to go on if something is pending."""
+    if told:
+        _show_stages((), {}, told)
 
 
 def _show_resized(outcome: "ResizeOutcome", *, exact: bool) -> str:
@@ -219,12 +283,25 @@ def _show_resized(outcome: "ResizeOutcome", *, exact: bool) -> str:
     return change
 
 
-def _show_stages(stages: "Sequence[Stage]", details: dict[str, str]) -> None:
-    rows = []
-    for stage in _ordered(stages):
-        detail = stage.detail or details.get(stage.name, "")
-        rows.append([stage.name, detail if stage.done else f"pending: {detail}", output.duration(stage.seconds)])
+def _show_stages(stages: "Sequence[Stage]", details: dict[str, str], told: "Sequence[Told]") -> None:
+    rows = [_stage_row(stage, stage.name, details.get(stage.name, "")) for stage in _ordered(stages)]
+    for each in told:
+        of = f" {each.disk}" if len(told) > 1 else ""
+        rows += [_stage_row(stage, f"{stage.name}{of}") for stage in each.stages]
     output.table([Column(""), Column(""), Column("", right=True)], rows, indent=2)
+    for line in dict.fromkeys(_way_on(each) for each in told if each.pending):
+        output.line(line)
+
+
+def _way_on(told: "Told") -> str:
+    """What to do about something that is pending."""
+    first = f"{told.error.way_out}; " if told.error is not None and told.error.way_out else ""
+    return f"pending: {first}nbdresize guest sync {told.vm} tells the guest again"
+
+
+def _stage_row(stage: "Stage", name: str, detail: str = "") -> list[str]:
+    text = stage.detail or detail
+    return [name, text if stage.done else f"pending: {text}", output.duration(stage.seconds)]
 
 
 def _ordered(stages: "Sequence[Stage]") -> "list[Stage]":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from nbdresize.cli import documents, options, output, progress, views
+from nbdresize.cli import documents, guest, options, output, progress, views
 from nbdresize.cli.confirm import DETAILS as DELETING
 from nbdresize.cli.confirm import confirm, done_before
 from nbdresize.cli.failures import Misuse
@@ -231,6 +231,8 @@ def update(
     disconnect: Annotated[
         bool, typer.Option("--disconnect", help="Drop the clients of disks before shrinking or deleting them.")
     ] = False,
+    no_guest: options.NoGuest = False,
+    guest_timeout: options.GuestTimeout = options.GUEST_SECONDS,
     operation: options.Operation = None,
     json: options.Json = False,
     root: options.Root = None,
@@ -240,18 +242,20 @@ def update(
         if any(setting is not None for setting in settings):
             raise Misuse("--from-json changes disks, and nothing else", "give the other options in a second command")
         changes = _changes(document, name)
-        with options.control(root) as control, progress.shown(json=json) as listener:
+        with options.control(root) as control:
             allowed = ResizeOptions(disconnect=disconnect)
-            outcome = control.change_disks(
-                name, changes, allowed, preallocate=preallocate, operation=operation, listener=listener
-            )
+            with progress.shown(json=json) as listener:
+                outcome = control.change_disks(
+                    name, changes, allowed, preallocate=preallocate, operation=operation, listener=listener
+                )
+            told = guest.tell_changed(control, outcome, changes, no_guest=no_guest, timeout=guest_timeout)
         if json:
-            output.document(views.changes_json(outcome))
+            output.document(views.changes_json(outcome, told))
         else:
-            views.show_changes(outcome, changes, exact=False)
+            views.show_changes(outcome, changes, told, exact=False)
         return
-    if preallocate or disconnect:
-        raise Misuse("--preallocate and --disconnect are for the disks of --from-json", "leave them out")
+    if preallocate or disconnect or no_guest:
+        raise Misuse("--preallocate, --disconnect and --no-guest are for the disks of --from-json", "leave them out")
     if all(setting is None for setting in settings):
         raise Misuse(
             "Nothing to change was given",

@@ -43,7 +43,9 @@ def _left(site: Site, disk: Disk) -> Lease:
     try:
         return Lease.acquire_exclusive(site.lease(disk), GRACE)
     except ResourceInUse as error:
-        raise _attached(disk, "detach them first (nbdresize status lists them)") from error
+        raise _attached(
+            disk, "detach them first (nbdresize status lists them; docs/guests.md says how that is safe)"
+        ) from error
 
 
 def _dropped(site: Site, disk: Disk) -> Lease:

@@ -1,0 +1,31 @@
+"""bhyve: the arguments that give a VM its disks, each at the PCI function of its slot for life.
+
+bhyve has no monitor to tell it that a device has grown: it looks at its devices when it starts.
+Source: bhyve(8), `-s`; RFD 154, "bhyve brand: sticky PCI functions for disks".
+"""
+
+from collections.abc import Sequence
+
+from nbdresize.control.model import VM
+from nbdresize.errors import ResourceNotFound
+
+PCI_SLOT = 4
+
+_PLACEHOLDER = f"{PCI_SLOT}:0,hostbridge"
+"""What takes function 0 where no disk does: a guest does not look at the others of a device that lacks it."""
+
+
+def arguments(vm: VM, device_prefix: str) -> list[str]:
+    """The words to add to bhyve's command line: `-s`, `4:0,virtio-blk,/dev/nbd0`, and so on, by slot.
+
+    The device of disk1 is `device_prefix` with a 1 after it. Raises ResourceNotFound for a VM without disks.
+    """
+    return [word for option in options(vm, device_prefix) for word in ("-s", option)]
+
+
+def options(vm: VM, device_prefix: str) -> Sequence[str]:
+    """What stands after each `-s`."""
+    if not vm.disks:
+        raise ResourceNotFound(f"VM {vm.name} has no disks", f"nbdresize disk add {vm.name} SIZE adds one")
+    found = [f"{PCI_SLOT}:{disk.slot},virtio-blk,{device_prefix}{disk.slot}" for disk in vm.disks]
+    return found if vm.disks[0].slot == 0 else [_PLACEHOLDER, *found]
