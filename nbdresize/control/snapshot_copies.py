@@ -17,7 +17,6 @@ _SLOW = 0.25
 """Seconds for sharing blocks at an instant that was lost, from which on that is taken for the reason."""
 
 _QUICK = 0.1
-_MOST_SYNCS = 10
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,19 @@ def _take(site: Site, sharing: Sequence[Copy], before: Sequence[Copy], task: Tas
 
 
 def _write_out(site: Site, copies: Sequence[Copy]) -> None:
-    """Let the disks' data reach its blocks now, as sharing needs it: at the instant, clients would wait for that."""
-    for _ in range(_MOST_SYNCS):
+    """Let the disks' data reach its blocks now, as sharing needs it: at the instant, clients would wait for that.
+
+    What is written while it goes on is left for another time, as long as each takes much less than the one before.
+    """
+    before = float("inf")
+    while True:
         start = time.monotonic()
         for copy in copies:
             site.pool.sync(copy.disk.volume)
-        if time.monotonic() - start <= _QUICK:
+        took = time.monotonic() - start
+        if took <= _QUICK or took > before / 2:
             return
+        before = took
 
 
 def _share(site: Site, copy: Copy) -> None:
