@@ -39,6 +39,7 @@ def follow(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, sizes in bytes.")] = False,
 ) -> None:
     from nbdresize.guests.kernel import following
+    from nbdresize.guests.kernel.device import KernelDevice
     from nbdresize.guests.kernel.service import ended_by_sigterm
 
     def tell(event: "Event") -> None:
@@ -49,4 +50,5 @@ def follow(
             output.flush()
 
     with ended_by_sigterm():
-        following.follow(uri, device, once=once, allow_shrink=allow_shrink, timeout=timeout, tell=tell)
+        found = KernelDevice.at(device)
+        following.follow(uri, found, once=once, allow_shrink=allow_shrink, timeout=timeout, tell=tell)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from nbdresize.errors import EXIT_BUG, EXIT_INTERRUPTED, NbdresizeError
+from nbdresize.guests.kernel.device import KernelDevice
 from nbdresize.guests.kernel.following import Event, follow
 from nbdresize.guests.kernel.service import ended_by_sigterm
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_sigterm():
             follow(
                 given.uri,
-                given.device,
+                KernelDevice.at(given.device),
                 once=given.once,
                 allow_shrink=given.allow_shrink,
                 timeout=given.timeout,

@@ -9,6 +9,7 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from nbdresize.errors import (
     InvalidArgument,
@@ -46,7 +47,7 @@ class KernelDevice:
     directory: Path
 
     @classmethod
-    def at(cls, path: str, sysfs: Path = _SYSFS) -> "KernelDevice":
+    def at(cls, path: str, sysfs: Path = _SYSFS) -> Self:
         """The device at `path`, which may be a link to it. Need not be connected.
 
         Raises InvalidArgument for anything else, ProgramMissing where the kernel's NBD client is not loaded, and
@@ -104,8 +105,10 @@ class KernelDevice:
         return connection
 
     def fitting(self, size: int) -> int:
-        """The size that this device has on an export of `size` bytes: whole blocks."""
-        return size // self.block_size * self.block_size
+        """The size that this device has on an export of `size` bytes: whole blocks, or what it has already if only
+        part of a block is missing."""
+        now, block = self.size, self.block_size
+        return now if 0 <= size - now < block else size // block * block
 
     def set_size(self, size: int) -> None:
         """Make it `size` bytes long, which are whole blocks, and see in sysfs that it is.

@@ -1,11 +1,11 @@
 """A kernel NBD device kept at the size of its export: what `nbdresize follow` does."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from nbdresize.client import Size, connect_watching
+from nbdresize.client.connection import TIMEOUT
 from nbdresize.client.uri import parse_uri
 from nbdresize.errors import InvalidArgument, NbdresizeError, PeerFailed, ResourceNotFound
 from nbdresize.guests.kernel.device import KernelDevice
@@ -64,8 +64,16 @@ class Event:
 Tell = Callable[[Event], None]
 
 
-def follow(uri: str, path: str, *, once: bool, allow_shrink: bool, timeout: float, tell: Tell) -> None:
-    """Keep the kernel's NBD device at `path` at the size of the export at `uri`; with `once`, set it and return.
+def follow(
+    uri: str,
+    device: KernelDevice,
+    *,
+    tell: Tell,
+    once: bool = False,
+    allow_shrink: bool = False,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Keep the device at the size of the export at `uri`; with `once`, set it and return.
 
     Returns otherwise only by an error: ResourceNotFound once the device is not connected any more, or to something
     new; NotAuthorized, InvalidArgument (also for a device that is larger than the export) and those of KernelDevice;
@@ -77,7 +85,6 @@ def follow(uri: str, path: str, *, once: bool, allow_shrink: bool, timeout: floa
     becomes smaller only with `allow_shrink`.
     """
     export = parse_uri(uri).disk or "the default export"
-    device = KernelDevice.at(path)
     follower = _Follower(device, export, allow_shrink, tell)
     if once:
         with connect_watching(uri, timeout) as disk:
@@ -85,14 +92,17 @@ def follow(uri: str, path: str, *, once: bool, allow_shrink: bool, timeout: floa
         return
     news = _News()
     threading.Thread(target=_watch, args=(uri, timeout, news), name="watch", daemon=True).start()
-    first = news.take(None)
-    if not isinstance(first, Size):
-        assert first is not None
-        raise first
-    follower.begin(first)
-    tell_manager(READY="1", STATUS=f"{format_size(device.size)}, as {export}")
-    while True:
-        follower.step(news.take(LOOK_SECONDS))
+    try:
+        first = news.take(None)
+        if not isinstance(first, Size):
+            assert first is not None
+            raise first
+        follower.begin(first)
+        tell_manager(READY="1", STATUS=f"{format_size(device.size)}, as {export}")
+        while True:
+            follower.step(news.take(LOOK_SECONDS))
+    finally:
+        news.unwanted.set()
 
 
 class _Follower:
@@ -117,8 +127,7 @@ class _Follower:
                 "see whether the device is connected to another disk; --allow-shrink makes it smaller, and what lies"
                 " beyond is lost to it",
             )
-        if after != before:
-            self._device.set_size(after)
+        self._device.set_size(after)  # also where it has that size, to know now whether sizes can be set at all
         self._wanted = size
         self._report("following", before, after)
 
@@ -172,6 +181,8 @@ class _News:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._latest: Size | Exception | None = None
+        self.unwanted = threading.Event()
+        """Set once nobody takes any more."""
 
     def put(self, news: "Size | Exception") -> None:
         with self._changed:
@@ -187,12 +198,15 @@ class _News:
 
 
 def _watch(uri: str, timeout: float, news: _News) -> None:
-    """Put every size of the export into `news`, and why there is none; goes on until the process ends."""
-    pause = FIRST_PAUSE
-    while True:
+    """Put every size of the export into `news`, and why there is none, until nobody takes it any more."""
+    pause = 0.0
+    while not news.unwanted.wait(pause):
+        pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
         try:
             with connect_watching(uri, timeout) as disk:
                 for size in disk.watch():
+                    if news.unwanted.is_set():
+                        return
                     pause = FIRST_PAUSE
                     news.put(size)
             raise PeerFailed("The server has stopped telling of changes", "see whether it runs")
@@ -201,5 +215,3 @@ def _watch(uri: str, timeout: float, news: _News) -> None:
         except Exception as error:  # noqa: BLE001  a bug of ours: raised where it can be reported
             news.put(error)
             return
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
