@@ -8,6 +8,8 @@ from nbdresize.errors import StateUnusable
 
 ROOT_VARIABLE = "NBDRESIZE_ROOT"
 
+_MAP_SUFFIX = ".written"
+
 
 @dataclass(frozen=True)
 class StateDirectory:
@@ -44,7 +46,11 @@ class StateDirectory:
 
     def write_map(self, volume: str) -> Path:
         """Where servers mark what is written to the volume of that name, while it is copied."""
-        return self.run / f"{volume}.written"
+        return self.run / f"{volume}{_MAP_SUFFIX}"
+
+    def marked_volumes(self) -> set[str]:
+        """The names of the volumes that have such a map."""
+        return {path.name.removesuffix(_MAP_SUFFIX) for path in self.run.glob(f"*{_MAP_SUFFIX}")}
 
     @property
     def socket(self) -> Path:

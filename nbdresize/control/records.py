@@ -253,6 +253,12 @@ def _names(connection: sql.Connection, column: sql.Column[Any], among: Collectio
     return {name for piece in pieces for name in connection.scalars(wanted.where(column.in_(piece)))}
 
 
+def vms_of_volumes(connection: sql.Connection, volumes: Collection[str]) -> set[str]:
+    """The names of the VMs that have a disk with one of these volumes."""
+    wanted = sql.select(schema.vms.c.name).join(schema.disks).where(schema.disks.c.volume.in_(volumes))
+    return set(connection.scalars(wanted)) if volumes else set()
+
+
 def arguments_of(kind: Kind, **arguments: object) -> str:
     """What an operation was asked to do, in a form to compare with a retry's."""
     return json.dumps({"kind": kind.value, **arguments}, sort_keys=True)

@@ -110,18 +110,23 @@ def recover_all(site: Site) -> None:
     What can't be completed is no reason to refuse other work: the next operation on that VM says so.
     """
     files = _lock_files(site.state.locks), _lock_files(site.state.leases)
+    maps = site.state.marked_volumes()
     with site.ledger.reading() as connection:
         unfinished = records.unfinished(connection)
         # Files are made after their record and listed here before it is read: one without a record has outlived it.
         unknown_vms = files[0] - records.vm_names(connection, files[0])
         unknown_images = locks.images_of(files[0]) - {each.name for each in catalog_records.read_images(connection)}
         unknown_volumes = files[1] - records.volume_names(connection, files[1])
+        marked = records.vms_of_volumes(connection, maps)
     for vm in {*unfinished.vms, *filter(names.is_vm_name, unknown_vms)}:
         with suppress(NbdresizeError), changing(site, vm, wait=0):
             pass
     for image in {*unfinished.images, *unknown_images}:
         with suppress(NbdresizeError), changing_image(site, image, wait=0):
             pass
+    for vm in marked:  # no copy is being made where the lock is free, so nobody takes what is marked
+        with suppress(NbdresizeError), changing(site, vm, wait=0):
+            stop_marking(site, site.entry(vm).disks)
     for volume in unknown_volumes:
         with suppress(OSError):
             lease_path(site.state.leases, volume).unlink(missing_ok=True)
@@ -240,8 +245,11 @@ def take_back(site: Site, entry: Entry | None, intent: Intent, why: BaseExceptio
         whole = all(site.pool.volume(disk.volume).size() == step.old_size for disk, step in cut)
         if whole and gone <= set(site.pool.names()):
             with site.ledger.deciding() as connection:
-                intents.take_back(connection, intent, why)
-            return True
+                # Closed where only the answer to the commit was lost: then it has been done.
+                still_open = any(each.id == intent.id for each in records.read_intents(connection))
+                if still_open:
+                    intents.take_back(connection, intent, why)
+            return still_open
     return False
 
 

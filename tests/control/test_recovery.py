@@ -13,8 +13,15 @@ import pytest
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
 from nbdresize.control.locks import lock_vm
-from nbdresize.control.model import Disk, ResizeOptions
-from nbdresize.errors import InsufficientSpace, NbdresizeError, ResourceInUse, ResourceNotFound, VolumeFailed
+from nbdresize.control.model import Disk, OperationState, ResizeOptions
+from nbdresize.errors import (
+    InsufficientSpace,
+    NbdresizeError,
+    ResourceInUse,
+    ResourceNotFound,
+    StateUnusable,
+    VolumeFailed,
+)
 from nbdresize.storage.file import FilePool, FileVolume
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
@@ -327,3 +334,31 @@ def test_sigkill_during_a_preallocation_leaves_nothing(state: StateDirectory) ->
     with Control.open(state) as control:
         assert control.vms() == []
     assert problems(state) == []
+
+
+def test_a_write_map_that_was_left_is_removed_by_the_next_start(vm: Control, state: StateDirectory) -> None:
+    """Unless somebody is at work on its VM, who may be copying just then."""
+    left = state.write_map(vm.disk("vm", "disk0").volume)
+    left.touch()
+    with lock_vm(state.locks, "vm", 0):
+        Control.open(state).close()
+        assert left.exists()
+    Control.open(state).close()
+    assert problems(state) == []
+
+
+def test_a_deletion_is_not_taken_back_where_only_the_answer_to_its_commit_was_lost(
+    control: Control, state: StateDirectory
+) -> None:
+    control.create_vm("bare", MIB)
+
+    def commit_and_fail(connection: object, intent: object, *more: object) -> None:
+        with closing(sqlite3.connect(state.ledger)) as ledger, ledger:
+            ledger.executescript("DELETE FROM intents; DELETE FROM vms; UPDATE operations SET state = 'done'")
+        raise StateUnusable("disk I/O error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbdresize.control.recovery.finish", commit_and_fail)
+        with pytest.raises(StateUnusable):
+            control.delete_vm("bare", operation="one")
+    assert control.operation("one").state is OperationState.DONE
