@@ -25,6 +25,7 @@ class Books:
     snapshot_disks: list[Row]
     images: list[Row]
     intents: list[Row]
+    steps: list[Row]
     operations: list[Row]
     packages: dict[int, Row]
     switches: list[Row]
@@ -33,10 +34,17 @@ class Books:
 
     @property
     def used(self) -> dict[int, int]:
-        """What the disks and snapshots of each VM are charged."""
+        """What the disks and snapshots of each VM are charged; a change under way the larger of its two ends."""
         used = dict.fromkeys(self.vms, 0)
+        changing = {step["disk_id"] for step in self.steps}
         for disk in self.disks:
-            used[disk["vm_id"]] = used.get(disk["vm_id"], 0) + disk["size"]
+            if disk["id"] not in changing:
+                used[disk["vm_id"]] = used.get(disk["vm_id"], 0) + disk["size"]
+        for intent in self.intents:
+            steps = [step for step in self.steps if step["intent_id"] == intent["id"]]
+            ends = (sum(step["old_size"] for step in steps), sum(step["new_size"] for step in steps))
+            if steps:
+                used[intent["vm_id"]] = used.get(intent["vm_id"], 0) + max(ends)
         for disk in self.snapshot_disks:
             snapshot = self.snapshots.get(disk["snapshot_id"])
             if snapshot is not None:
@@ -56,8 +64,8 @@ def problems(state: StateDirectory) -> list[str]:
         ledger.row_factory = sqlite3.Row
         books = read(ledger)
     found += _unfinished(books)
-    found += _overdrawn(books)
-    found += _promised_too_often(state, books)
+    found += overdrawn(books, limit(state, books))
+    found += _wrong_packages(books)
     found += _wrong_disks(state, books)
     found += _wrong_snapshots(state, books)
     found += _wrong_images(state, books)
@@ -91,6 +99,7 @@ def read(ledger: sqlite3.Connection) -> Books:
             rows("snapshot_disks"),
             rows("images"),
             rows("intents"),
+            rows("steps"),
             rows("operations"),
             by_id("packages"),
             rows("switches"),
@@ -115,6 +124,18 @@ def promised(books: Books) -> int:
     return budgets + sum(int(image["space"]) for image in books.images)
 
 
+def overdrawn(books: Books, most: int | None) -> list[str]:
+    """What must never be seen, also while changes go on: a VM over its budget, a pool over the `most` it promises."""
+    found = [
+        f"{books.vms[vm_id]['name']} uses {used} of {books.vms[vm_id]['budget']}"
+        for vm_id, used in books.used.items()
+        if vm_id in books.vms and used > books.vms[vm_id]["budget"]
+    ]
+    if most is not None and promised(books) > most:
+        found.append(f"{promised(books)} of the pool's {most} are promised")
+    return found
+
+
 def _unfinished(books: Books) -> list[str]:
     running = [row["operation"] for row in books.operations if row["state"] == "running"]
     return [
@@ -123,23 +144,13 @@ def _unfinished(books: Books) -> list[str]:
     ]
 
 
-def _overdrawn(books: Books) -> list[str]:
+def _wrong_packages(books: Books) -> list[str]:
     found = []
-    for vm_id, used in books.used.items():
-        vm = books.vms.get(vm_id, {"name": f"VM {vm_id}", "budget": 0, "package_id": None})
-        if used > vm["budget"]:
-            found.append(f"{vm['name']} uses {used} of {vm['budget']}")
+    for vm in books.vms.values():
         package = books.packages.get(vm["package_id"])
         if package is not None and vm["budget"] != package["disk_space"] + vm["image_space"]:
             found.append(f"{vm['name']} has not the budget of package {package['name']}")
     return found
-
-
-def _promised_too_often(state: StateDirectory, books: Books) -> list[str]:
-    most = limit(state, books)
-    if most is None or promised(books) <= most:
-        return []
-    return [f"{promised(books)} of the pool's {most} are promised"]
 
 
 def _wrong_disks(state: StateDirectory, books: Books) -> list[str]:

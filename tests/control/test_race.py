@@ -1,22 +1,30 @@
 """Two processes that want the last gigabyte at once: exactly one gets it, whatever way it asks."""
 
+import json
+import secrets
+import sqlite3
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from nbdresize.config import StateDirectory
+from nbdresize.control import recovery
 from nbdresize.control.control import Control
+from nbdresize.control.ledger import BUSY_SECONDS
 from nbdresize.control.model import ResizeOptions
 from nbdresize.errors import InsufficientSpace, LimitExceeded
 from nbdresize.units import SizeRequest
-from tests.control import racer
+from tests.control import consistency, crowd, racer
 from tests.control.consistency import problems
-from tests.filesystems import mounted
+from tests.filesystems import MIB, mounted
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +69,7 @@ def test_exactly_one_of_two_processes_gets_the_last_gigabyte(tmp_path: Path) -> 
     with ExitStack() as stack:
         state = StateDirectory(stack.enter_context(mounted("tmpfs", tmp_path)))
         control = stack.enter_context(Control.open(state))
+        control.update_pool(overcommit="unlimited")
         control.create_vm("vm", 3 * GIB, [SizeRequest(exact=GIB)] * 2)
         racers = [stack.enter_context(racing(state)) for _ in range(2)]
         for number in range(ROUNDS):
@@ -73,6 +82,65 @@ def test_exactly_one_of_two_processes_gets_the_last_gigabyte(tmp_path: Path) -> 
             assert vm.used == vm.budget
             _give_back(control)
         assert problems(state) == []
+
+
+@dataclass
+class Sampler:
+    """Looks at the ledger whenever anybody has committed something."""
+
+    state: StateDirectory
+    seen: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def watch(self, process: subprocess.Popen[str]) -> None:
+        """Until that process has ended."""
+        with closing(sqlite3.connect(self.state.ledger)) as ledger:
+            version = None
+            while process.poll() is None:
+                now = ledger.execute("PRAGMA data_version").fetchone()
+                if now == version:
+                    time.sleep(0.001)
+                    continue
+                version = now
+                self.seen += 1
+                ledger.row_factory = sqlite3.Row
+                books = consistency.read(ledger)
+                ledger.row_factory = None
+                self.wrong += consistency.overdrawn(books, crowd.CAPACITY)
+
+
+FAIR = {"done", "InsufficientSpace", "ResourceInUse", "ResourceNotFound", "LimitExceeded", "InvalidArgument"}
+"""What may come of an attempt in a crowd: never a broken volume or ledger, nor an error that is none of ours."""
+
+PATIENCE = recovery.WAIT + BUSY_SECONDS + 10
+
+
+def test_of_fifty_processes_none_gets_what_there_is_not_and_none_hangs(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path, size=256 * MIB) as point:
+        state = StateDirectory(point / "state")
+        with Control.open(state) as control:
+            control.update_pool(capacity=crowd.CAPACITY)
+            control.create_vm(crowd.SHARED, crowd.BUDGET, [SizeRequest(exact=MIB)] * 3)
+        command = [sys.executable, "-m", crowd.__name__, str(state.root), "20", str(secrets.randbelow(10**9))]
+        sampler = Sampler(state)
+        with (
+            (point / "said").open("w") as said,
+            subprocess.Popen(command, cwd=CHECKOUT, stdout=said, stderr=subprocess.PIPE, text=True) as process,
+        ):
+            sampler.watch(process)
+            assert process.stderr is not None
+            complaints = process.stderr.read()
+        attempts = [json.loads(line) for line in (point / "said").read_text().splitlines()]
+        outcomes = Counter((act, outcome) for act, outcome, _ in attempts)
+        assert (process.returncode, complaints) == (0, ""), command
+        assert sampler.wrong == [], command
+        assert sampler.seen > 200
+        assert {outcome for _, outcome, _ in attempts} <= FAIR, outcomes
+        assert {act for act, outcome in outcomes if outcome == "done"} == {
+            act.__name__ for act in (*crowd.THE_VM, *crowd.THE_POOL)
+        }, outcomes
+        assert max(seconds for *_, seconds in attempts) < PATIENCE
+        assert problems(state) == [], command
 
 
 def test_eight_threads_of_a_server_share_a_budget(state: StateDirectory, control: Control) -> None:
