@@ -4,8 +4,6 @@ bhyve has no monitor to tell it that a device has grown: it looks at its devices
 Source: bhyve(8), `-s`; RFD 154, "bhyve brand: sticky PCI functions for disks".
 """
 
-from collections.abc import Sequence
-
 from nbdresize.control.model import VM
 from nbdresize.errors import ResourceNotFound
 
@@ -20,12 +18,9 @@ def arguments(vm: VM, device_prefix: str) -> list[str]:
 
     The device of disk1 is `device_prefix` with a 1 after it. Raises ResourceNotFound for a VM without disks.
     """
-    return [word for option in options(vm, device_prefix) for word in ("-s", option)]
-
-
-def options(vm: VM, device_prefix: str) -> Sequence[str]:
-    """What stands after each `-s`."""
     if not vm.disks:
         raise ResourceNotFound(f"VM {vm.name} has no disks", f"nbdresize disk add {vm.name} SIZE adds one")
-    found = [f"{PCI_SLOT}:{disk.slot},virtio-blk,{device_prefix}{disk.slot}" for disk in vm.disks]
-    return found if vm.disks[0].slot == 0 else [_PLACEHOLDER, *found]
+    options = [f"{PCI_SLOT}:{disk.slot},virtio-blk,{device_prefix}{disk.slot}" for disk in vm.disks]
+    if vm.disks[0].slot != 0:
+        options.insert(0, _PLACEHOLDER)
+    return [word for option in options for word in ("-s", option)]

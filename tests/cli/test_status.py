@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 def test_without_servers(web1: Command) -> None:
     answer = web1("status", "--json").ok().json
-    assert list(answer) == ["root", "servers", "pool", "operations", "switches", "allowed", "vms"]
-    assert answer["servers"] == answer["operations"] == answer["switches"] == []
+    assert list(answer) == ["root", "servers", "pool", "operations", "guests", "switches", "allowed", "vms"]
+    assert answer["servers"] == answer["operations"] == answer["guests"] == answer["switches"] == []
     assert answer["pool"] == {**web1("pool", "show", "--json").ok().json, "problem": None} | {
         "available": answer["pool"]["available"]
     }

@@ -1,0 +1,352 @@
+"""Telling guests what became of their disks: what is asked, what is noted, and what happens when nobody answers."""
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from nbdresize.control.control import Control
+from nbdresize.control.model import Guest, ResizeOptions
+from nbdresize.errors import InvalidArgument, PeerFailed, ResourceInUse, ResourceNotFound
+from nbdresize.guests import following
+from nbdresize.units import SizeRequest
+from tests.guests.machine import Machine
+from tests.guests.site import SIZE, Site, nbd, raw, serving, virtio_blk
+from tests.wait import until
+
+SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with serving(tmp_path_factory.mktemp("site"), "native") as site:
+        yield site
+
+
+@pytest.fixture
+def control(site: Site) -> Iterator[Control]:
+    with Control.open(site.state) as control:
+        yield control
+
+
+@pytest.fixture
+def vm(site: Site) -> str:
+    return site.make_vm()
+
+
+@contextmanager
+def machine_of(site: Site, vm: str, directory: Path, *, running: bool = False) -> Iterator[Machine]:
+    """A QEMU with disk0 of that VM, on the device d0."""
+    disk = [*nbd(site.unix, f"{vm}/disk0", more="reconnect-delay=30"), *raw(), *virtio_blk("f0")]
+    machine = Machine(*disk, directory=directory, running=running)
+    machine.start()
+    try:
+        yield machine
+    finally:
+        machine.kill()
+
+
+def attached(control: Control, vm: str, qmp: Path) -> Guest:
+    return following.attach(control, vm, qmp, None, timeout=SECONDS).guest
+
+
+def resize(control: Control, vm: str, size: int, disk: str = "disk0", *, shrink: bool = False) -> None:
+    control.resize_disk(vm, disk, SizeRequest(exact=size), ResizeOptions(shrink=shrink, disconnect=shrink))
+
+
+def guest_of(control: Control, vm: str) -> Guest:
+    guest = control.guest(vm)
+    assert guest is not None
+    return guest
+
+
+def test_a_vm_without_a_guest_is_told_nothing(control: Control, vm: str) -> None:
+    assert following.tell(control, vm, ["disk0"], timeout=SECONDS) == ()
+    assert following.tell(control, "nobody", ["disk0"], timeout=SECONDS) == ()
+    with pytest.raises(ResourceNotFound, match="No guest is attached"):
+        following.sync(control, vm, None, timeout=SECONDS)
+
+
+def test_a_grow_is_told_confirmed_and_noted(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert (told.disk, told.pending, told.changed, told.note.size) == ("disk0", False, True, 2 * SIZE)
+        (stage,) = told.stages
+        assert (stage.name, stage.done, stage.detail) == ("QEMU", True, "virtio-blk d0, 32 MiB confirmed")
+        assert machine.size("d0") == 2 * SIZE
+        assert guest_of(control, vm).disks[0].note == told.note
+        assert following.tell(control, vm, ["disk0"], timeout=SECONDS) == (), "there is nothing to tell"
+
+
+def test_attaching_tells_what_the_guest_does_not_know_yet(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        resize(control, vm, 2 * SIZE)
+        guest = attached(control, vm, machine.qmp)
+        assert machine.size("d0") == 2 * SIZE
+        assert guest.pending == ()
+
+
+def test_a_paused_guest_is_told_all_the_same(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    with machine_of(site, vm, tmp_path, running=True) as machine:
+        attached(control, vm, machine.qmp)
+        machine.execute("stop")
+        resize(control, vm, 2 * SIZE)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert not told.pending
+        assert machine.size("d0") == 2 * SIZE
+
+
+def test_the_size_that_is_told_is_that_of_the_moment_when_qemu_listens(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    """Two resizes, of which the first comes last to QEMU, leave it with the size of the second."""
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        told: list[following.Told] = []
+        with machine.monitor():  # QEMU serves nobody else meanwhile
+            thread = threading.Thread(
+                target=lambda: told.extend(following.tell(control, vm, ["disk0"], timeout=SECONDS))
+            )
+            thread.start()
+            resize(control, vm, 3 * SIZE)
+        thread.join(SECONDS)
+        assert [each.note.size for each in told] == [3 * SIZE]
+        assert machine.size("d0") == 3 * SIZE
+        assert guest_of(control, vm).pending == ()
+
+
+def test_a_monitor_that_another_client_keeps_leaves_the_disk_pending(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        with machine.monitor():
+            (told,) = following.tell(control, vm, ["disk0"], timeout=0.3)
+        assert isinstance(told.error, PeerFailed)
+        assert "another client" in told.error.way_out
+        (disk,) = guest_of(control, vm).pending
+        assert (disk.note.size, disk.note.done, disk.note.detail) == (SIZE, False, told.error.problem)
+        (told,) = following.sync(control, vm, None, timeout=SECONDS)
+        assert not told.pending
+        assert guest_of(control, vm).pending == ()
+
+
+def test_a_disk_that_another_command_told_meanwhile_is_not_pending(
+    site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+
+        def busy(path: Path, deadline: object) -> object:
+            monkeypatch.undo()
+            following.sync(control, vm, None, timeout=SECONDS)
+            raise following._NoSession(PeerFailed("busy"))
+
+        monkeypatch.setattr(following, "_connected", busy)
+        assert following.tell(control, vm, ["disk0"], timeout=SECONDS) == ()
+        assert guest_of(control, vm).pending == ()
+
+
+def test_a_hung_qemu_costs_no_more_than_the_time_it_is_given(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        os.kill(machine.pid, signal.SIGSTOP)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=0.3)
+        assert isinstance(told.error, PeerFailed)
+        assert 0.2 < told.stages[0].seconds < 3
+        assert f"kill -CONT {machine.pid}" in told.error.way_out
+        os.kill(machine.pid, signal.SIGCONT)
+        (told,) = following.tell(control, vm, [], timeout=SECONDS)
+        assert not told.pending
+        assert machine.size("d0") == 2 * SIZE
+
+
+def test_a_block_job_is_waited_for_by_sync(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        target = tmp_path / "target.raw"
+        target.touch()
+        os.truncate(target, SIZE)
+        machine.execute("blockdev-add", {"driver": "file", "node-name": "t0", "filename": str(target)})
+        machine.execute(
+            "blockdev-mirror", {"job-id": "job0", "device": "f0", "target": "t0", "sync": "full", "speed": 1}
+        )
+        resize(control, vm, 2 * SIZE)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert isinstance(told.error, ResourceInUse)
+        assert "job0" in told.error.problem
+        assert machine.size("d0") == SIZE
+        machine.execute("block-job-cancel", {"device": "job0", "force": True})
+        until(lambda: not machine.execute("query-block-jobs"), what="the job's end")
+        (told,) = following.sync(control, vm, "disk0", timeout=SECONDS)
+        assert not told.pending
+        assert machine.size("d0") == 2 * SIZE
+
+
+def test_a_shrink_under_a_running_guest_is_pending_and_says_why(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, SIZE // 2, shrink=True)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert isinstance(told.error, ResourceInUse)
+        assert "does not shrink" in told.error.problem
+
+
+def test_a_disk_that_the_guest_does_not_use_is_never_pending(site: Site, control: Control, tmp_path: Path) -> None:
+    vm = site.make_vm(2)
+    with machine_of(site, vm, tmp_path) as machine:
+        guest = attached(control, vm, machine.qmp)
+        assert [(disk.name, disk.note.size, disk.pending) for disk in guest.disks] == [
+            ("disk0", SIZE, False),
+            ("disk1", None, False),
+        ]
+        machine.kill()
+        resize(control, vm, 2 * SIZE, "disk1")
+        (told,) = following.tell(control, vm, ["disk1"], timeout=SECONDS)
+        assert told.pending, "nobody could be asked"
+        assert guest_of(control, vm).pending == ()
+
+
+def test_a_disk_that_is_plugged_in_later_is_told(site: Site, control: Control, tmp_path: Path) -> None:
+    vm = site.make_vm(2)
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        server = {"type": "unix", "path": str(site.server.socket)}
+        machine.execute("blockdev-add", {"driver": "nbd", "node-name": "n1", "server": server, "export": f"{vm}/disk1"})
+        machine.execute("blockdev-add", {"driver": "raw", "node-name": "f1", "file": "n1"})
+        machine.execute("device_add", {"driver": "virtio-blk-pci", "drive": "f1", "id": "d1"})
+        resize(control, vm, 2 * SIZE, "disk1")
+        (told,) = following.tell(control, vm, ["disk1"], timeout=SECONDS)
+        assert (told.pending, told.note.size) == (False, 2 * SIZE)
+        assert machine.size("d1") == 2 * SIZE
+
+
+def test_a_guest_that_was_detached_meanwhile_is_not_noted(
+    site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        before = guest_of(control, vm)
+        control.detach_guest(vm)
+        monkeypatch.setattr(control, "guest", lambda name: before)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert not told.pending
+        monkeypatch.undo()
+        assert control.guest(vm) is None
+
+
+def test_a_vm_that_was_deleted_meanwhile_is_told_nothing(
+    site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        before = guest_of(control, vm)
+    control.delete_vm(vm)
+    monkeypatch.setattr(control, "guest", lambda name: before)
+    assert following.tell(control, vm, ["disk0"], timeout=SECONDS) == ()
+
+
+# Monitors that are none, or lie
+
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
+
+
+@contextmanager
+def fake(path: Path, answer: Callable[[str], object], greeting: object = GREETING) -> Iterator[None]:
+    """A monitor that answers each command with what `answer` returns for it; None is no answer at all."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=_serve, args=(listener, answer, greeting))
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(SECONDS)
+
+
+def _serve(listener: socket.socket, answer: Callable[[str], object], greeting: object) -> None:
+    while True:
+        try:
+            client = listener.accept()[0]
+        except OSError:
+            return
+        with client, suppress(OSError):
+            _say(client, greeting)
+            for message in _messages(client):
+                said = {} if message["execute"] == "qmp_capabilities" else answer(message["execute"])
+                if said is not None:
+                    _say(client, {"return": said, **({"id": message["id"]} if "id" in message else {})})
+
+
+def _messages(client: socket.socket) -> Iterator[dict[str, str]]:
+    """JSON objects, with nothing between them."""
+    rest, decoder = "", json.JSONDecoder()
+    while data := client.recv(65536):
+        rest += data.decode()
+        with suppress(ValueError):
+            while rest:
+                message, end = decoder.raw_decode(rest)
+                rest = rest[end:].lstrip()
+                yield message
+
+
+def _say(client: socket.socket, message: object) -> None:
+    client.sendall(json.dumps(message).encode() + b"\r\n")
+
+
+def test_a_qemu_that_answers_no_command_leaves_the_disk_pending(control: Control, vm: str, tmp_path: Path) -> None:
+    control.attach_guest(vm, tmp_path / "qmp")
+    with fake(tmp_path / "qmp", lambda command: None):
+        (told,) = following.tell(control, vm, ["disk0"], timeout=0.3)
+    assert isinstance(told.error, PeerFailed)
+    assert told.stages[0].seconds < 3
+    assert [disk.name for disk in guest_of(control, vm).pending] == ["disk0"]
+
+
+def test_a_qemu_that_is_too_old_is_refused_when_it_is_attached(control: Control, vm: str, tmp_path: Path) -> None:
+    commands = [{"name": "block_resize"}, {"name": "query-block"}]
+    with (
+        fake(tmp_path / "qmp", lambda command: commands if command == "query-commands" else []),
+        pytest.raises(PeerFailed, match=r"has no blockdev-reopen.*use QEMU 6\.1 or later"),
+    ):
+        attached(control, vm, tmp_path / "qmp")
+    assert control.guest(vm) is None
+
+
+@pytest.mark.parametrize("greeting", [{}, {"QMP": {}}, [], "QMP", {"error": "no"}])
+def test_what_does_not_greet_as_a_monitor_is_refused(
+    greeting: object, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with fake(tmp_path / "qmp", lambda command: [], greeting), pytest.raises((InvalidArgument, PeerFailed)):
+        following.attach(control, vm, tmp_path / "qmp", None, timeout=2)
+    assert control.guest(vm) is None
+
+
+def test_an_agent_that_is_not_there_yet_is_a_warning(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        found = following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS)
+    assert found.guest.agent == str(tmp_path / "agent")
+    assert len(found.warnings) == 1
