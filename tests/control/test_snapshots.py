@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import operations, snapshot_copies, snapshots
+from nbdresize.control import live_copy, operations, snapshot_copies, snapshots
 from nbdresize.control.control import Control
 from nbdresize.control.leases import Lease
 from nbdresize.control.model import MAX_SNAPSHOTS, VM, Disk, DiskChanges, OperationState, Progress, Snapshot
@@ -21,6 +21,7 @@ from nbdresize.errors import (
     ResourceNotFound,
     VolumeFailed,
 )
+from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
 from tests.filesystems import mounted
@@ -344,3 +345,23 @@ def test_what_is_copied_in_full_is_said_to_be(small: Control) -> None:
     assert snapshot.copied == snapshot.space == MIB
     stages = [stage.name for stage in small.operations()[0].stages]
     assert stages == ["ledger", "measure", "copy", "instant", "sync"]
+
+
+def test_clients_that_write_faster_than_can_be_copied_are_named_with_the_ways_out(
+    small: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+
+    def take(written: WriteMap) -> list[tuple[int, int]]:
+        rounds.append(written)
+        return [(0, 4096)]
+
+    monkeypatch.setattr(WriteMap, "take", take)
+    monkeypatch.setattr(WriteMap, "marked", lambda _: 1 << 50)
+    make_vm(small, SIZE)
+    with pytest.raises(ResourceInUse, match="clients of web1/disk0 write faster") as refused:
+        small.create_snapshot("web1", "s1")
+    assert "detach them" in refused.value.way_out
+    assert "xfs or btrfs" in refused.value.way_out
+    assert len(rounds) == live_copy.ROUNDS
+    assert leftovers(small.state) == []
