@@ -2,38 +2,30 @@
 
 A change of size is done when control says so. Whatever goes wrong here leaves something pending, with the reason, in
 the ledger; `sync` and the next resize of the VM tell it again. Nobody is believed: what a guest has is asked of its
-QEMU, and what QEMU is to have is read from the ledger when it listens, since it listens to one of us at a time.
+QEMU and of its agent, and what it is to have is read from the ledger when its QEMU listens.
 """
 
-import stat
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nbdresize.client.deadline import Deadline
 from nbdresize.control import names
-from nbdresize.control.admin_client import TIME_LIMIT
 from nbdresize.control.control import Control
 from nbdresize.control.guest_records import none_attached
-from nbdresize.control.model import Disk, Guest, GuestNote, Stage
-from nbdresize.errors import ERRORS, InvalidArgument, NbdresizeError, PeerFailed, ResourceNotFound
-from nbdresize.guests.model import DiskNews
-from nbdresize.guests.qemu.attached import read_graph
-from nbdresize.guests.qemu.growing import grow_disk
-from nbdresize.guests.qemu.monitor import CONNECT_TIME, STEP_TIME, Monitor
-from nbdresize.guests.servers import serving_uris
-from nbdresize.units import format_size
+from nbdresize.control.model import Guest, GuestNote, Stage
+from nbdresize.errors import ERRORS, NbdresizeError, PeerFailed, ResourceNotFound
+from nbdresize.guests.agent import Agent, FileSystems, Place, grow_file_systems
+from nbdresize.guests.agent.file_systems import GROW_TIME
+from nbdresize.guests.agent.session import CONNECT_TIME
+from nbdresize.guests.session import Answer, NoSession, Session, too_late
 
 DEVICE = "QEMU"
 """The stage in which the guest's device gets its new size."""
 
-_NOT_USED = "not in use there"
-_LEAST = 0.05
-"""Seconds for a step, however late it is; times are shown to people, so they are rounded."""
-
-_AGENT = "give the path of the chardev that QEMU has for org.qemu.guest_agent.0"
+FILE_SYSTEM = "file system"
+"""The stage in which what lies on the disk grows, by the guest's agent."""
 
 
 @dataclass(frozen=True)
@@ -98,49 +90,70 @@ def attach(
 ) -> Attachment:
     """Look at the QEMU that listens at `qmp`, tell it the sizes of the VM's disks, and remember it.
 
-    Raises what Monitor.connect does, ResourceNotFound where it uses none of the VM's disks, and PeerFailed where it
-    can't be told sizes, in `timeout` seconds. A disk that is pending for another reason keeps nobody from attaching.
+    File systems are left as they are. Raises what Monitor.connect does, ResourceNotFound where QEMU uses none of the
+    VM's disks, PeerFailed where it can't be told sizes, in `timeout` seconds; InvalidArgument where `agent` is no
+    socket. A disk that is pending for another reason keeps nobody from attaching; nor does an agent that is silent.
     """
     deadline = Deadline(timeout)
     names.check_vm_name(vm)
-    disks = control.vm(vm).disks
+    disks = [disk.name for disk in control.vm(vm).disks]
     if not disks:
         raise ResourceNotFound(f"VM {vm} has no disks", f"nbdresize disk add {vm} SIZE adds one")
     qmp = qmp.absolute()
-    warnings = [] if agent is None else _agent_warnings(agent.absolute())
-    before = Guest(vm, str(qmp), None if agent is None else str(agent.absolute()), 0)
+    agent = None if agent is None else agent.absolute()
+    nothing_known = Guest(vm, str(qmp), None, 0)
     try:
-        with _connected(qmp, deadline) as monitor:
-            session = _Session(control, before, monitor, deadline)
-            told = [session.tell(disk) for disk in session.disks({disk.name for disk in disks})]
-            version = monitor.version
-    except _NoSession as failed:
+        with Session(control, vm, qmp, deadline) as session:
+            told = [_told(nothing_known, answer) for answer in session.tell(disks)]
+            version = session.version
+    except NoSession as failed:
         raise failed.error from None
-    refusal = next((each.error for each in told if isinstance(each.error, PeerFailed)), None)
-    if refusal is not None:
-        raise refusal
-    if all(isinstance(each.error, ResourceNotFound) for each in told):
-        error = next(each.error for each in told if each.error is not None)
-        raise ResourceNotFound(f"That is not the QEMU of VM {vm}: {error.problem}", error.way_out)
-    notes = {each.disk: each.note for each in told}
-    guest = control.attach_guest(vm, qmp, None if agent is None else agent.absolute(), notes, operation=operation)
-    return Attachment(guest, version, tuple(warnings))
+    _check_same(vm, told)
+    warnings = () if agent is None else _warnings(agent, deadline)
+    guest = control.attach_guest(vm, qmp, agent, {each.disk: each.note for each in told}, operation=operation)
+    return Attachment(guest, version, warnings)
+
+
+def _check_same(vm: str, told: Sequence[Told]) -> None:
+    """Raises what keeps a QEMU from being attached to a VM."""
+    errors = [each.error for each in told if each.error is not None]
+    for error in errors:
+        if isinstance(error, PeerFailed):
+            raise error
+    if len(errors) == len(told) and all(isinstance(error, ResourceNotFound) for error in errors):
+        raise ResourceNotFound(f"That is not the QEMU of VM {vm}: {errors[0].problem}", errors[0].way_out)
+
+
+def _warnings(agent: Path, deadline: Deadline) -> tuple[str, ...]:
+    try:
+        with _agent(agent, deadline):
+            return ()
+    except (PeerFailed, ResourceNotFound) as error:
+        return (f"{error.problem}: file systems don't grow until it answers: {error.way_out}",)
 
 
 def _tell(control: Control, guest: Guest, wanted: Collection[str], deadline: Deadline) -> tuple[Told, ...]:
     start = time.monotonic()
     try:
-        with _connected(Path(guest.qmp), deadline) as monitor:
-            session = _Session(control, guest, monitor, deadline)
-            told = tuple(session.tell(disk) for disk in session.disks(wanted))
+        with Session(control, guest.vm, Path(guest.qmp), deadline) as session:
+            answers = session.tell(wanted, places=guest.agent is not None)
+            told = [_told(guest, answer) for answer in answers]
             _note(control, guest, told)  # before another command can tell more, and note that
-    except _NoSession as failed:
-        seconds = time.monotonic() - start
+    except NoSession as failed:
+        seconds, problem = time.monotonic() - start, failed.error.problem
         disks = [disk for disk in control.vm(guest.vm).disks if disk.name in wanted]
-        told = tuple(_pending(guest, disk, failed.error, seconds) for disk in disks)
-        told = tuple(each for each in told if not _was_told_by_another(control, guest, each.disk))
+        told = [_told(guest, Answer(disk, seconds, problem, error=failed.error)) for disk in disks]
+        told = [each for each in told if not _was_told_by_another(control, guest, each.disk)]
         _note(control, guest, told)
-    return told
+        return tuple(told)
+    if guest.agent is not None:
+        agent = Path(guest.agent)
+        told = [
+            each if answer.place is None else _with_file_systems(each, agent, answer.place, deadline)
+            for each, answer in zip(told, answers, strict=True)
+        ]
+        _note(control, guest, told)
+    return tuple(told)
 
 
 def _note(control: Control, guest: Guest, told: Collection[Told]) -> None:
@@ -154,123 +167,51 @@ def _was_told_by_another(control: Control, before: Guest, disk: str) -> bool:
     return disk in {each.name for each in before.pending} - pending_now
 
 
-class _NoSession(Exception):
-    """The guest's QEMU could not be reached, because of `error`."""
-
-    def __init__(self, error: NbdresizeError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-class _Timed(Monitor):
-    """A monitor whose steps all together have so long as `deadline` says."""
-
-    deadline = Deadline(STEP_TIME)
-
-    def execute(self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = STEP_TIME) -> Any:
-        try:
-            left = self.deadline.remaining()
-        except TimeoutError:
-            raise _too_late(self.deadline, f"before {command}") from None
-        return super().execute(command, arguments, min(timeout, max(_LEAST, round(left, 2))))
-
-
-def _connected(path: Path, deadline: Deadline) -> _Timed:
-    """A session with the QEMU at `path`. Raises _NoSession."""
-    try:
-        monitor = _Timed.connect(path, min(CONNECT_TIME, max(_LEAST, round(deadline.remaining(), 2))))
-    except TimeoutError:
-        raise _NoSession(_too_late(deadline, "before its QEMU was reached")) from None
-    except NbdresizeError as error:
-        raise _NoSession(error) from error
-    monitor.deadline = deadline
-    return monitor
-
-
-def _too_late(deadline: Deadline, where: str) -> PeerFailed:
-    return PeerFailed(
-        f"The {deadline.seconds:g} s for telling the guest were over {where}", "allow more with --guest-timeout"
-    )
-
-
-class _Session:
-    """A guest's QEMU that listens to us, and to nobody else until it is told everything."""
-
-    def __init__(self, control: Control, guest: Guest, monitor: _Timed, deadline: Deadline) -> None:
-        self._control = control
-        self._guest = guest
-        self._monitor = monitor
-        try:
-            self._servers = serving_uris(control.state, min(TIME_LIMIT, deadline.remaining()))
-        except TimeoutError:
-            raise _NoSession(_too_late(deadline, "before its disks were looked for")) from None
-        self._all: tuple[Disk, ...] = ()
-
-    def disks(self, wanted: Collection[str]) -> list[Disk]:
-        """Those of the VM's disks, as they are from now on: another command that changes them waits for us."""
-        self._all = self._control.vm(self._guest.vm).disks
-        return [disk for disk in self._all if disk.name in wanted]
-
-    def tell(self, disk: Disk) -> Told:
-        """Have the guest see this disk's size."""
-        start = time.monotonic()
-        try:
-            grown = grow_disk(self._monitor, self._news(disk))
-        except NbdresizeError as error:
-            if isinstance(error, ResourceNotFound) and self._does_not_use(disk):
-                return _told(self._guest, disk, None, _NOT_USED, time.monotonic() - start)
-            return _pending(self._guest, disk, error, time.monotonic() - start)
-        detail = f"{grown.device}, {format_size(grown.size)} confirmed"
-        return _told(self._guest, disk, grown.size, detail, time.monotonic() - start)
-
-    def _news(self, disk: Disk) -> DiskNews:
-        return DiskNews(disk.vm, disk.name, disk.export_name, disk.size, disk.generation, self._servers)
-
-    def _does_not_use(self, disk: Disk) -> bool:
-        """Whether this QEMU has other disks of the VM, and nothing that might be this one: there is nothing to tell."""
-        try:
-            nodes = [node.filename for node in read_graph(self._monitor).nodes.values() if node.driver == "nbd"]
-        except NbdresizeError:
-            return False
-        others = [each.export_name for each in self._all if each.id != disk.id]
-        return not _mentioned(disk.export_name, nodes) and any(_mentioned(other, nodes) for other in others)
-
-
-def _mentioned(export: str, filenames: Collection[str]) -> bool:
-    return any(export in filename for filename in filenames)
-
-
-def _told(guest: Guest, disk: Disk, size: int | None, detail: str, seconds: float) -> Told:
-    note = GuestNote(disk.id, size, True, detail, int(time.time()))
+def _told(guest: Guest, answer: Answer) -> Told:
+    """What becomes of a disk by an answer. One that the guest does not use has nothing to learn, whatever is wrong."""
+    disk = answer.disk
     before = next((each for each in guest.disks if each.name == disk.name), None)
-    changed = before is None or before.pending or before.note.size not in (size, None)
-    return Told(guest.vm, disk.name, note, (Stage(DEVICE, seconds, detail),), changed)
+    stage = Stage(DEVICE, answer.seconds, answer.detail, done=answer.error is None)
+    if answer.error is None:
+        changed = before is None or before.pending or before.note.size not in (answer.size, None)
+        note = GuestNote(disk.id, answer.size, True, answer.detail, int(time.time()))
+        return Told(guest.vm, disk.name, note, (stage,), changed)
+    note = GuestNote(disk.id, before.note.size if before else None, False, answer.detail, int(time.time()))
+    if before is not None and before.note.done and before.note.size is None:
+        note = before.note
+    return Told(guest.vm, disk.name, note, (stage,), True, _of_the_table(answer.error))
 
 
-def _pending(guest: Guest, disk: Disk, error: NbdresizeError, seconds: float) -> Told:
-    """A disk that the guest does not use has nothing to learn, whatever is wrong."""
-    known = _of_the_table(error)
-    before = next((each.note for each in guest.disks if each.name == disk.name), None)
-    note = GuestNote(disk.id, before.size if before else None, False, known.problem, int(time.time()))
-    if before is not None and before.done and before.size is None:
-        note = before
-    return Told(guest.vm, disk.name, note, (Stage(DEVICE, seconds, known.problem, done=False),), True, known)
+def _with_file_systems(told: Told, agent: Path, place: Place, deadline: Deadline) -> Told:
+    """The same with one more stage: what lies on the disk, whose device has its size, is grown."""
+    assert told.note.size is not None
+    start = time.monotonic()
+    try:
+        with _agent(agent, deadline) as session:
+            grown = grow_file_systems(session, place, told.note.size, min(GROW_TIME, deadline.remaining()))
+    except TimeoutError:
+        grown = FileSystems((), False, too_late(deadline, "before its file systems had grown"))
+    except NbdresizeError as error:
+        grown = FileSystems((), False, PeerFailed(error.problem, error.way_out))
+    detail = ", ".join(grown.grown) or "nothing to grow"
+    problem = grown.error
+    if problem is None:
+        stage = Stage(FILE_SYSTEM, time.monotonic() - start, detail)
+        note = replace(told.note, detail=f"{told.note.detail}; {detail}")
+        return replace(told, note=note, stages=(*told.stages, stage), changed=told.changed or grown.changed)
+    stage = Stage(FILE_SYSTEM, time.monotonic() - start, problem.problem, done=False)
+    note = replace(told.note, done=False, detail=f"{told.note.detail}; {problem.problem}")
+    return replace(told, note=note, stages=(*told.stages, stage), changed=True, error=problem)
+
+
+def _agent(path: Path, deadline: Deadline) -> Agent:
+    try:
+        return Agent.connect(path, min(CONNECT_TIME, deadline.remaining()))
+    except TimeoutError:
+        raise too_late(deadline, "before its agent was reached") from None
 
 
 def _of_the_table(error: NbdresizeError) -> NbdresizeError:
     """The same as one of the classes that users know."""
     known = next(each for each in ERRORS if isinstance(error, each))
     return error if type(error) is known else known(error.problem, error.way_out)
-
-
-def _agent_warnings(path: Path) -> list[str]:
-    """Raises InvalidArgument for what is no socket; a guest agent that is not there yet may come later."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return [f"there is no guest agent at {path} yet: file systems don't grow until there is"]
-    except OSError as error:
-        raise InvalidArgument(f"{path} can't be looked at: {error.strerror}", _AGENT) from None
-    if not stat.S_ISSOCK(mode):
-        raise InvalidArgument(f"{path} is not a socket", _AGENT)
-    return []

@@ -1,5 +1,6 @@
 """Telling guests what became of their disks: what is asked, what is noted, and what happens when nobody answers."""
 
+import base64
 import json
 import os
 import signal
@@ -7,7 +8,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from nbdresize.control.control import Control
 from nbdresize.control.model import Guest, ResizeOptions
 from nbdresize.errors import InvalidArgument, PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests import following
+from nbdresize.guests.session import NoSession
 from nbdresize.units import SizeRequest
 from tests.guests.machine import Machine
 from tests.guests.site import SIZE, Site, nbd, raw, serving, virtio_blk
@@ -150,12 +154,12 @@ def test_a_disk_that_another_command_told_meanwhile_is_not_pending(
         attached(control, vm, machine.qmp)
         resize(control, vm, 2 * SIZE)
 
-        def busy(path: Path, deadline: object) -> object:
+        def busy(*_: object) -> object:
             monkeypatch.undo()
             following.sync(control, vm, None, timeout=SECONDS)
-            raise following._NoSession(PeerFailed("busy"))
+            raise NoSession(PeerFailed("busy"))
 
-        monkeypatch.setattr(following, "_connected", busy)
+        monkeypatch.setattr(following, "Session", busy)
         assert following.tell(control, vm, ["disk0"], timeout=SECONDS) == ()
         assert guest_of(control, vm).pending == ()
 
@@ -273,12 +277,12 @@ GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "p
 
 
 @contextmanager
-def fake(path: Path, answer: Callable[[str], object], greeting: object = GREETING) -> Iterator[None]:
-    """A monitor that answers each command with what `answer` returns for it; None is no answer at all."""
+def listening(path: Path, serve: Callable[[socket.socket], object]) -> Iterator[None]:
+    """A unix socket whose clients are served one after the other."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        thread = threading.Thread(target=_serve, args=(listener, answer, greeting))
+        thread = threading.Thread(target=_serve_all, args=(listener, serve))
         thread.start()
         try:
             yield
@@ -287,18 +291,29 @@ def fake(path: Path, answer: Callable[[str], object], greeting: object = GREETIN
             thread.join(SECONDS)
 
 
-def _serve(listener: socket.socket, answer: Callable[[str], object], greeting: object) -> None:
+def _serve_all(listener: socket.socket, serve: Callable[[socket.socket], object]) -> None:
     while True:
         try:
             client = listener.accept()[0]
         except OSError:
             return
         with client, suppress(OSError):
-            _say(client, greeting)
-            for message in _messages(client):
-                said = {} if message["execute"] == "qmp_capabilities" else answer(message["execute"])
-                if said is not None:
-                    _say(client, {"return": said, **({"id": message["id"]} if "id" in message else {})})
+            serve(client)
+
+
+@contextmanager
+def fake(path: Path, answer: Callable[[str], object], greeting: object = GREETING) -> Iterator[None]:
+    """A monitor that answers each command with what `answer` returns for it; None is no answer at all."""
+
+    def serve(client: socket.socket) -> None:
+        _say(client, greeting)
+        for message in _messages(client):
+            said = {} if message["execute"] == "qmp_capabilities" else answer(message["execute"])
+            if said is not None:
+                _say(client, {"return": said, **({"id": message["id"]} if "id" in message else {})})
+
+    with listening(path, serve):
+        yield
 
 
 def _messages(client: socket.socket) -> Iterator[dict[str, str]]:
@@ -343,6 +358,99 @@ def test_what_does_not_greet_as_a_monitor_is_refused(
     with fake(tmp_path / "qmp", lambda command: [], greeting), pytest.raises((InvalidArgument, PeerFailed)):
         following.attach(control, vm, tmp_path / "qmp", None, timeout=2)
     assert control.guest(vm) is None
+
+
+# The guest agent
+
+
+@dataclass
+class FakeAgent:
+    """A guest agent whose script prints `output`; `sizes` are those it was run with. Unless `allowed`, it runs none."""
+
+    output: str
+    code: int = 0
+    allowed: bool = True
+    sizes: list[str] = field(default_factory=list)
+
+    def answer(self, message: dict[str, Any]) -> object:
+        command, arguments = message["execute"], message.get("arguments", {})
+        if command == "guest-sync-delimited":
+            return {"return": arguments["id"]}
+        if not self.allowed or command not in ("guest-exec", "guest-exec-status"):
+            return {"error": {"class": "CommandNotFound", "desc": f"Command {command} has been disabled"}}
+        if command == "guest-exec":
+            words = arguments["arg"]
+            self.sizes.append(words[words.index("--size") + 1])
+            return {"return": {"pid": 1}}
+        data = base64.b64encode(self.output.encode()).decode()
+        return {"return": {"exited": True, "exitcode": self.code, "out-data": data}}
+
+    @contextmanager
+    def listening(self, path: Path) -> Iterator["FakeAgent"]:
+        with listening(path, self._serve):
+            yield self
+
+    def _serve(self, client: socket.socket) -> None:
+        with client.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line.lstrip(b"\xff"))
+                client.sendall(b"\xff" + json.dumps(self.answer(message)).encode() + b"\n")
+
+
+def test_file_systems_grow_after_the_device(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    agent = FakeAgent(f"disk /dev/vda {2 * SIZE}\ngrown /dev/vda ext4 {SIZE} {2 * SIZE}\n")
+    with machine_of(site, vm, tmp_path) as machine, agent.listening(tmp_path / "agent"):
+        found = following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS)
+        assert found.warnings == ()
+        assert agent.sizes == [], "attaching grows no file system"
+        resize(control, vm, 2 * SIZE)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert not told.pending
+        assert agent.sizes == [str(2 * SIZE)]
+        assert [(stage.name, stage.done) for stage in told.stages] == [("QEMU", True), ("file system", True)]
+        assert told.stages[1].detail == "/dev/vda ext4 32 MiB"
+        (disk,) = guest_of(control, vm).disks
+        assert disk.note.detail == "virtio-blk d0, 32 MiB confirmed; /dev/vda ext4 32 MiB"
+        agent.output = f"disk /dev/vda {2 * SIZE}\nfull /dev/vda ext4 {2 * SIZE}\n"
+        (told,) = following.sync(control, vm, None, timeout=SECONDS)
+        assert (told.changed, told.pending) == (False, False)
+
+
+def test_file_systems_that_can_not_grow_are_pending_and_tried_again(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    agent = FakeAgent("", allowed=False)
+    with machine_of(site, vm, tmp_path) as machine, agent.listening(tmp_path / "agent"):
+        following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS)
+        resize(control, vm, 2 * SIZE)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert isinstance(told.error, PeerFailed)
+        assert type(told.error) is PeerFailed, "one of the classes that users know"
+        assert "run " in told.error.way_out
+        assert [(stage.name, stage.done) for stage in told.stages] == [("QEMU", True), ("file system", False)]
+        assert machine.size("d0") == 2 * SIZE
+        (disk,) = guest_of(control, vm).pending
+        assert disk.note.size == 2 * SIZE
+        agent.allowed, agent.output = True, f"disk /dev/vda {2 * SIZE}\ngrown /dev/vda ext4 {SIZE} {2 * SIZE}\n"
+        (told,) = following.tell(control, vm, [], timeout=SECONDS)
+        assert not told.pending
+        assert guest_of(control, vm).pending == ()
+
+
+def test_an_agent_that_says_nothing_costs_no_more_than_the_time_that_is_left(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        with listening(tmp_path / "agent", lambda client: until(lambda: not client.recv(4096), what="the end")):
+            found = following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=1)
+            assert len(found.warnings) == 1
+            resize(control, vm, 2 * SIZE)
+            (told,) = following.tell(control, vm, ["disk0"], timeout=1)
+        assert isinstance(told.error, PeerFailed)
+        assert [stage.done for stage in told.stages] == [True, False]
+        assert sum(stage.seconds for stage in told.stages) < 3
+        assert machine.size("d0") == 2 * SIZE
 
 
 def test_an_agent_that_is_not_there_yet_is_a_warning(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
