@@ -56,6 +56,27 @@ wrong += sum(map(check, written))
 print(f"wrote {turn}, wrong {wrong}")
 """
 
+# What nbd-client has no option for in Debian 12: a device with a backend identifier. Nobody answers its requests.
+WITH_IDENTIFIER = """
+import socket, struct, sys, time
+sys.path.insert(0, "/opt")
+from nbdresize.guests.kernel import device, netlink
+
+def attribute(kind, value):
+    return (struct.pack("=HH", 4 + len(value), kind) + value).ljust((7 + len(value)) // 4 * 4, bytes(1))
+
+ours, kernels = socket.socketpair()
+with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16) as kernel:
+    kernel.bind((0, 0))
+    family = netlink.parse_family(device._ask(kernel, netlink.pack_get_family("nbd", 1), 1))
+    sockets = attribute(7, attribute(1, attribute(1, struct.pack("=I", kernels.fileno()))))
+    index, size = attribute(1, struct.pack("=I", 0)), attribute(2, struct.pack("=Q", 1 << 20))
+    body = struct.pack("=BBH", 1, 1, 0) + index + size + sockets + attribute(10, b"web1-0" + bytes(1))
+    device._ask(kernel, struct.pack("=IHHII", 16 + len(body), family, 5, 2, 0) + body, 2)
+print("connected", flush=True)
+time.sleep(1000)
+"""
+
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[Control]:
@@ -82,8 +103,10 @@ def install(guest: QemuGuest) -> None:
         for file in sorted((CHECKOUT / "nbdresize").rglob("*.py")):
             archive.add(file, str(file.relative_to(CHECKOUT)))
     guest.put("/root/nbdresize.tar", packed.getvalue())
-    guest.put("/usr/bin/nbdresize", '#!/bin/sh\nshift\nexec python3 -m nbdresize.guests.kernel "$@"\n', mode=0o755)
-    guest.run("tar --extract --file /root/nbdresize.tar --directory /root && modprobe nbd")
+    guest.put(
+        "/usr/bin/nbdresize", '#!/bin/sh\nshift\ncd /opt && exec python3 -m nbdresize.guests.kernel "$@"\n', mode=0o755
+    )
+    guest.run("mkdir /opt && tar --extract --file /root/nbdresize.tar --directory /opt && modprobe nbd")
 
 
 def connect(guest: QemuGuest, options: str = "", export: str = "web1/disk0", device: str = "/dev/nbd0") -> None:
@@ -92,7 +115,7 @@ def connect(guest: QemuGuest, options: str = "", export: str = "web1/disk0", dev
 
 def following(guest: QemuGuest, options: str = "", port: int = 10809, device: str = "/dev/nbd0") -> Job:
     """A follower that follows."""
-    job = guest.start(f"cd /root; exec nbdresize follow nbd://{GATEWAY}:{port}/web1/disk0 {device} {options}")
+    job = guest.start(f"exec nbdresize follow nbd://{GATEWAY}:{port}/web1/disk0 {device} {options}")
     job.until("follow")
     return job
 
@@ -114,7 +137,7 @@ def test_a_mounted_device_is_grown_ten_times_under_a_writer(
         install(guest)
         connect(guest, MODES[mode])
         assert (guest.run("ls /sys/block/nbd0/backend", check=False).code == 0) == (mode == "netlink")
-        guest.run("mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt")
+        guest.run("mkfs.ext4 -q -b 4096 /dev/nbd0 && mount /dev/nbd0 /mnt")
         follower = following(guest)
         writer = guest.start(WRITER, interpreter="python3")
         writer.until("writing")
@@ -181,7 +204,7 @@ def test_refusals_signals_and_identifiers(tmp_path: Path, control: Control) -> N
         install(guest)
 
         def refused(code: int, arguments: str, before: str = "") -> str:
-            done = guest.run(f"cd /root; {before} timeout 50 nbdresize follow {arguments}", check=False)
+            done = guest.run(f"{before} timeout 50 nbdresize follow {arguments}", check=False)
             assert done.code == code, done.output
             return done.output
 
@@ -191,7 +214,6 @@ def test_refusals_signals_and_identifiers(tmp_path: Path, control: Control) -> N
         connect(guest)
         assert "another disk" in refused(3, f"{uri.replace('disk0', 'disk1')} /dev/nbd0")
         unprivileged = "import os, sys; os.setuid(65534); os.execvp(sys.argv[1], sys.argv[1:])"
-        guest.run("chmod 711 /root")
         for options in MODES.values():
             guest.run("nbd-client -d /dev/nbd0")
             connect(guest, options)
@@ -200,11 +222,11 @@ def test_refusals_signals_and_identifiers(tmp_path: Path, control: Control) -> N
             )
 
         resize(control, FIRST + STEP)
-        once = guest.run(f"cd /root; nbdresize follow {uri} /dev/nbd0 --once")
+        once = guest.run(f"nbdresize follow {uri} /dev/nbd0 --once")
         assert once.output == f"/dev/nbd0 follows web1/disk0: {format_size(FIRST)} → {format_size(FIRST + STEP)}\n"
 
         for name, code in (("TERM", 0), ("INT", 130)):
-            job = guest.start(f"cd /root; exec nbdresize follow {uri} /dev/nbd0")
+            job = guest.start(f"exec nbdresize follow {uri} /dev/nbd0")
             job.until("follows")
             guest.run(f"pkill -{name} -f '^python3 -m nbdresize.guests.kernel'")
             ended = job.wait()
@@ -212,11 +234,10 @@ def test_refusals_signals_and_identifiers(tmp_path: Path, control: Control) -> N
 
         # A device with a backend identifier takes sizes only from who knows it.
         guest.run("nbd-client -d /dev/nbd0")
-        connect(guest, "-identifier web1-0")
+        guest.start(WITH_IDENTIFIER, interpreter="python3").until("connected")
         assert guest.run("cat /sys/block/nbd0/backend").output.strip() == "web1-0"
-        resize(control, FIRST + 2 * STEP)
-        assert guest.run(f"cd /root; nbdresize follow {uri} /dev/nbd0 --once").code == 0
-        assert guest.run("blockdev --getsize64 /dev/nbd0").output.strip() == str(FIRST + 2 * STEP)
+        guest.run(f"nbdresize follow {uri} /dev/nbd0 --once")
+        assert guest.run("cat /sys/block/nbd0/size").output.strip() == str((FIRST + STEP) // 512)
 
 
 @pytest.mark.timeout(300)
@@ -229,9 +250,9 @@ def test_the_commands_of_the_page_work_in_a_guest(tmp_path: Path, control: Contr
         guest.run(f"echo {GATEWAY} server >>/etc/hosts")
         for command in commands:
             if not command.endswith("&"):
-                guest.run(f"cd /root; {command}")
+                guest.run(f"cd /opt; {command}")
                 continue
-            follower = guest.start(f"cd /root; exec {command.removesuffix('&')}")
+            follower = guest.start(f"exec {command.removesuffix('&')}")
             follower.until("follows")
             resize(control, FIRST + STEP)
             follower.until("→")
