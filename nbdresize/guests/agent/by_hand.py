@@ -11,7 +11,7 @@ from nbdresize.guests.agent.session import Agent
 
 _PAGE = "docs/guest-scripts.md"
 _LONGEST_NAME = 200
-_PARTITION = re.compile(r"^(?P<disk>/dev/\S*?[a-z]|/dev/\S*?\d(?=p))p?(?P<number>\d+)$")
+_PARTITION = re.compile(r"(?P<disk>/dev/\S*\d)p\d+|(?P<letters>/dev/\S*[a-z])\d+")
 
 
 def commands(agent: Agent, place: Place) -> str:
@@ -48,7 +48,7 @@ def _is_at(disk: Mapping[str, Any], place: Place) -> bool:
     address = disk.get("address")
     if disk.get("partition") is not False or not isinstance(address, dict):
         return False
-    if place.unit is not None and (address.get("target"), address.get("unit")) != place.unit:
+    if place.unit is not None and address.get("unit") != place.unit[1]:  # of targets, the agent tells 0 for every one
         return False
     if place.pci is not None:
         return _pci(address.get("pci-controller")) == place.pci
@@ -71,8 +71,8 @@ def _lies_on(file_system: Mapping[str, Any], disk: str) -> bool:
 
 def _disk_of(device: object) -> str | None:
     """The disk that a partition lies on, by their names; None for what is no partition."""
-    found = _PARTITION.match(device) if isinstance(device, str) else None
-    return found["disk"] if found else None
+    found = _PARTITION.fullmatch(device) if isinstance(device, str) else None
+    return found["disk"] or found["letters"] if found else None
 
 
 def _is_name(value: object) -> bool:

@@ -154,10 +154,10 @@ class Agent:
     def _finished(self, told: Mapping[str, Any]) -> Finished:
         code = told.get("exitcode")
         try:
-            texts = [base64.b64decode(told.get(key, "")).decode(errors="replace") for key in ("out-data", "err-data")]
+            data = [base64.b64decode(told.get(key, ""), validate=True) for key in ("out-data", "err-data")]
         except (binascii.Error, TypeError, ValueError):
             raise self._nonsense("guest-exec-status", told) from None
-        return Finished(code if isinstance(code, int) else None, *texts)
+        return Finished(code if isinstance(code, int) else None, *(each.decode(errors="replace") for each in data))
 
     def _synchronize(self, deadline: Deadline) -> None:
         """Read over what is left of other sessions. Raises PeerFailed where no agent says what it was told to say."""
