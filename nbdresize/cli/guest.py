@@ -226,12 +226,12 @@ def _known(told: "Sequence[Told]") -> str:
 def _show_attached(attached: "Attachment") -> None:
     guest = attached.guest
     output.line(f"{guest.vm}: QEMU {attached.version} at {guest.qmp}")
-    rows = [[disk.name, disk.note.detail] for disk in guest.disks]
+    rows = [[disk.name, views.disk_state(disk)] for disk in guest.disks]
     output.table([Column(""), Column("")], rows, indent=2)
     for warning in attached.warnings:
         output.line(f"warning: {warning}")
     if guest.pending:
-        output.line(f"nbdresize guest sync {guest.vm} tells it the new size")
+        output.line(f"nbdresize guest sync {guest.vm} tells the guest again")
 
 
 def _show_disks(guest: "Guest", *, exact: bool) -> None:
@@ -248,7 +248,7 @@ def _show_disks(guest: "Guest", *, exact: bool) -> None:
             output.size(disk.size, exact=exact),
             "-" if disk.note.size is None else output.size(disk.note.size, exact=exact),
             output.moment(disk.note.at),
-            f"{'pending: ' if disk.pending else ''}{views.pending_detail(disk)}",
+            views.disk_state(disk),
         ]
         for disk in guest.disks
     ]

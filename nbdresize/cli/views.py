@@ -129,6 +129,11 @@ def pending_detail(disk: "GuestDisk") -> str:
     return disk.note.detail if not disk.pending or not disk.note.done else "resized since, and not told"
 
 
+def disk_state(disk: "GuestDisk") -> str:
+    """The same, marked where it is pending."""
+    return f"pending: {pending_detail(disk)}" if disk.pending else pending_detail(disk)
+
+
 def show_guests(guests: "Sequence[Guest]") -> None:
     """Print a table of guests."""
     columns = [Column("GUEST OF"), Column("QMP"), Column("AGENT"), Column("DISKS", right=True), Column("PENDING")]

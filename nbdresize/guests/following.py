@@ -91,7 +91,7 @@ def attach(
     """Look at the QEMU that listens at `qmp`, tell it the sizes of the VM's disks, and remember it.
 
     File systems are left as they are. Raises what Monitor.connect does, ResourceNotFound where QEMU uses none of the
-    VM's disks, PeerFailed where it can't be told sizes, in `timeout` seconds; InvalidArgument where `agent` is no
+    VM's disks, PeerFailed where it can't be told of any, in `timeout` seconds; InvalidArgument where `agent` is no
     socket. A disk that is pending for another reason keeps nobody from attaching; nor does an agent that is silent.
     """
     deadline = Deadline(timeout)
@@ -115,12 +115,14 @@ def attach(
 
 
 def _check_same(vm: str, told: Sequence[Told]) -> None:
-    """Raises what keeps a QEMU from being attached to a VM."""
+    """Raises what keeps a QEMU from being attached to a VM: it knows none of the disks, or can be told of none."""
     errors = [each.error for each in told if each.error is not None]
+    if any(each.note.size is not None for each in told) or not errors:
+        return
     for error in errors:
         if isinstance(error, PeerFailed):
             raise error
-    if len(errors) == len(told) and all(isinstance(error, ResourceNotFound) for error in errors):
+    if all(isinstance(error, ResourceNotFound) for error in errors):
         raise ResourceNotFound(f"That is not the QEMU of VM {vm}: {errors[0].problem}", errors[0].way_out)
 
 

@@ -458,3 +458,18 @@ def test_an_agent_that_is_not_there_yet_is_a_warning(site: Site, control: Contro
         found = following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS)
     assert found.guest.agent == str(tmp_path / "agent")
     assert len(found.warnings) == 1
+
+
+def test_a_device_that_takes_no_new_size_is_attached_with_the_others(
+    site: Site, control: Control, tmp_path: Path
+) -> None:
+    vm = site.make_vm(2)
+    disks = [*nbd(site.unix, f"{vm}/disk0"), *raw(), *virtio_blk("f0")]
+    disks += [*nbd(site.unix, f"{vm}/disk1", "n1"), *raw("f1", "n1"), "-device", "nvme,drive=f1,id=d1,serial=d1"]
+    with Machine(*disks, directory=tmp_path) as machine:
+        guest = attached(control, vm, machine.qmp)
+        assert [disk.pending for disk in guest.disks] == [False, True]
+        resize(control, vm, 2 * SIZE, "disk1")
+        (told,) = following.tell(control, vm, ["disk1"], timeout=SECONDS)
+        assert isinstance(told.error, ResourceInUse)
+        assert told.error.problem == "The device nvme d1 takes no new size while it runs"
