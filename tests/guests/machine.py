@@ -1,5 +1,7 @@
 """A QEMU without a guest: what is tried with its block graph needs none, and it starts in a fraction of a second."""
 
+import contextlib
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,17 @@ class Machine(Server):
         )
 
     def wait_ready(self) -> None:
-        until(lambda: self.qmp.exists() or self.process.poll() is not None, what="QEMU's monitor")
+        until(lambda: self._listens() or self.process.poll() is not None, what="QEMU's monitor")
         if self.process.poll() is not None:
             raise AssertionError(f"QEMU did not start, exit code {self.process.returncode}: {self.said()}")
-        with self.monitor(30):
+        with self.monitor(30):  # it greets once its devices are made
             pass
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(str(self.qmp))
+            return True
+        return False
 
     def monitor(self, timeout: float = 10) -> Monitor:
         """A session, to be closed."""

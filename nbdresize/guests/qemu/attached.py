@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nbdresize.errors import ResourceNotFound
+from nbdresize.errors import ResourceInUse, ResourceNotFound
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import options
 from nbdresize.guests.qemu.addresses import Addresses
@@ -24,15 +24,6 @@ class Attached:
     options: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What there is of one disk: where it is attached, and its `nbd` nodes that no device uses."""
-
-    graph: Graph
-    attached: tuple[Attached, ...]
-    unused: tuple[str, ...]
-
-
 def read_graph(monitor: Monitor) -> Graph:
     return Graph.read(
         monitor.execute("query-named-block-nodes", {"flat": True}),
@@ -41,26 +32,47 @@ def read_graph(monitor: Monitor) -> Graph:
     )
 
 
-def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> Found:
-    """Where QEMU has this disk attached. Raises ResourceNotFound, which names the nodes that there are."""
+def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> tuple[Graph, tuple[Attached, ...]]:
+    """The graph, and where QEMU has this disk attached in it.
+
+    Raises ResourceNotFound, which names the nodes that there are, and ResourceInUse where a block job uses the disk.
+    """
     graph = read_graph(monitor)
-    matching: dict[str, Mapping[str, Any]] = {}
-    elsewhere: list[str] = []
+    _check_jobs(graph, disk)
+    attached: list[Attached] = []
+    elsewhere: list[Node] = []
     for node, told in _exactly(monitor, graph, disk.export):
         if options.export(told) != disk.export:
             continue
         if addresses.serve(options.server(told)):
-            matching[node.name] = told
+            attached.append(Attached(graph.chain(node.name), told))
         else:
-            elsewhere.append(node.name)
-    used = [name for name in matching if graph.used(name)]
-    if not used:
-        raise _not_found(monitor, graph, disk, tuple(matching), tuple(elsewhere))
-    return Found(
-        graph,
-        tuple(Attached(graph.chain(name), matching[name]) for name in used),
-        tuple(name for name in matching if name not in used),
-    )
+            elsewhere.append(node)
+    if not attached:
+        raise _not_found(monitor, graph, disk, elsewhere)
+    return graph, tuple(attached)
+
+
+def _check_jobs(graph: Graph, disk: DiskNews) -> None:
+    """Raises ResourceInUse where a block job uses what may be this disk.
+
+    Checked before a single node is added: each change of the graph waits for the requests in flight, and those of a
+    job with a speed limit can hold all of QEMU 7.2 up until the limit lets them through.
+    """
+    for node in _likely(graph, disk.export):
+        if jobs := graph.jobs(node.name):
+            raise ResourceInUse(
+                f"The block job {jobs[0]} of QEMU uses {disk.export}",
+                f"wait for its end or cancel it, then run nbdresize guest sync {disk.vm}",
+            )
+
+
+def tidy(monitor: Monitor) -> None:
+    """Remove the nodes that a killed attempt left, but for those on a node that a block job uses."""
+    graph = read_graph(monitor)
+    for name in graph.leftovers():
+        if not any(graph.jobs(below) for below in graph.below(name)):
+            remove(monitor, name)
 
 
 def fresh_name() -> str:
@@ -81,17 +93,22 @@ def remove(monitor: Monitor, name: str) -> None:
 
 
 def _exactly(monitor: Monitor, graph: Graph, export: str) -> Iterator[tuple[Node, Mapping[str, Any]]]:
-    """The `nbd` nodes that may be of that export, each with all its options that QEMU tells."""
-    likely = [
-        node for node in graph.nodes.values() if node.driver == "nbd" and (export in node.filename or not _short(node))
-    ]
-    with _looking_at(monitor, [node for node in likely if _short(node)]) as names:
-        told = {node["node-name"]: node["image"].get("filename", "") for node in _nodes(monitor)} if names else {}
+    """The `nbd` nodes under a device that may be of that export, each with all its options that QEMU tells."""
+    likely = [node for node in _likely(graph, export) if graph.used(node.name)]
+    with _looking_at(monitor, [node for node in likely if _short(node)]) as looking:
+        told = {node.name: node.filename for node in read_graph(monitor).nodes.values()} if looking else {}
     for node in likely:
-        found = options.told(told.get(names[node.name], "")) if node.name in names else None
+        found = options.told(told[looking[node.name]]) if node.name in looking else None
         own = found.get("file") if found else options.told(node.filename)
         if isinstance(own, Mapping):
             yield node, own
+
+
+def _likely(graph: Graph, export: str) -> list[Node]:
+    """The `nbd` nodes whose file name does not rule out that they are of that export."""
+    return [
+        node for node in graph.nodes.values() if node.driver == "nbd" and (export in node.filename or not _short(node))
+    ]
 
 
 def _short(node: Node) -> bool:
@@ -103,7 +120,8 @@ def _looking_at(monitor: Monitor, nodes: list[Node]) -> Iterator[dict[str, str]]
     """Names of nodes put on those, by their names, for as long as the block runs.
 
     A `raw` node with an explicit offset has no short name: QEMU tells all options of what is below it. Nothing uses
-    it, it takes no permission, and no request ever passes through it.
+    it, it takes no permission, and no request ever passes through it. Only for nodes that a device uses: QEMU 7.2
+    aborts where one is put on an unused node that belongs to an iothread.
     """
     names: dict[str, str] = {}
     try:
@@ -118,24 +136,18 @@ def _looking_at(monitor: Monitor, nodes: list[Node]) -> Iterator[dict[str, str]]
             remove(monitor, name)
 
 
-def _nodes(monitor: Monitor) -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = monitor.execute("query-named-block-nodes", {"flat": True})
-    return nodes
-
-
-def _not_found(
-    monitor: Monitor, graph: Graph, disk: DiskNews, unused: tuple[str, ...], elsewhere: tuple[str, ...]
-) -> ResourceNotFound:
+def _not_found(monitor: Monitor, graph: Graph, disk: DiskNews, elsewhere: list[Node]) -> ResourceNotFound:
     problem = f"No device of the QEMU at {monitor.path} uses {disk.export}"
-    if unused:
-        return ResourceNotFound(f"{problem}, though it has the node {unused[0]}", "plug a device with that node in")
+    unused = [node.name for node in _likely(graph, disk.export) if not graph.used(node.name)]
     if elsewhere:
-        node = graph.nodes[elsewhere[0]]
+        node = elsewhere[0]
         ours = ", ".join(disk.servers) or "none that runs"
         return ResourceNotFound(
             f"{problem} of our servers ({ours}): its node {node.name} is connected to {node.filename}",
             "start the server that it was attached to, or attach the right QEMU with nbdresize guest attach",
         )
+    if unused:
+        return ResourceNotFound(f"{problem}, though it has the node {unused[0]}", "plug a device with that node in")
     there = [f"{node.name} ({node.filename or node.driver})" for node in graph.nodes.values() if node.driver == "nbd"]
     there = there or [f"{node.name} ({node.driver})" for node in graph.nodes.values()]
     more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""

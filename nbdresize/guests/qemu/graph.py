@@ -108,6 +108,13 @@ class Graph:
                 yield self.nodes[parent.name]
                 yield from self.above(parent.name)
 
+    def below(self, name: str) -> Iterator[str]:
+        """Every node that that one rests on, at whatever depth, and itself."""
+        yield name
+        for node, parents in self.parents.items():
+            if Parent("block-driver", name) in parents:
+                yield from self.below(node)
+
     def devices_on(self, name: str) -> tuple[Device, ...]:
         """The guest's devices directly on that node."""
         backends = {parent.name for parent in self.parents[name] if parent.kind == "block-backend"}

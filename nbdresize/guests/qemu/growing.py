@@ -11,7 +11,7 @@ Killed at any point, the disk works on; the next attempt removes what is left of
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from nbdresize.errors import NbdresizeError, PeerFailed, ResourceInUse
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
-from nbdresize.guests.qemu.attached import Attached, Found, find, fresh_name, read_graph, remove
+from nbdresize.guests.qemu.attached import Attached, find, fresh_name, read_graph, remove, tidy
 from nbdresize.guests.qemu.graph import TRANSPARENT, Chain, Graph, Node
 from nbdresize.guests.qemu.monitor import Monitor, Refused
 from nbdresize.units import format_size
@@ -35,6 +35,8 @@ _SECTOR = 512
 _REOPENED = frozenset({"raw", "throttle"})
 _NEEDED = ("blockdev-reopen", "x-debug-query-block-graph")
 _OLDEST = "6.1"
+_RIGID = "unshared by block device"
+"""How QEMU refuses to resize the node of a device that can't learn a new size, which is nvme."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,19 @@ def grow_disk(monitor: Monitor, disk: DiskNews) -> Grown:
     """
     start = time.monotonic()
     _check_version(monitor)
-    for name in read_graph(monitor).leftovers():
-        remove(monitor, name)
+    tidy(monitor)
     addresses = Addresses(disk.servers, monitor.pid)
-    found = find(monitor, disk, addresses)
-    for attached in found.attached:
-        _check(found.graph, attached, disk)
-    ways = [_Growing(monitor, disk, addresses, found, attached).grow() for attached in found.attached]
-    found = find(monitor, disk, addresses)
-    for unused in found.unused:
-        _remove_old(monitor, found, unused)
-    chain = found.attached[0].chain
-    devices = ", ".join(_shown(monitor, device.path) for each in found.attached for device in each.chain.devices)
-    return Grown(chain.bottom.name, devices, _confirmed(found, disk), time.monotonic() - start, ways[0])
+    graph, attached = find(monitor, disk, addresses)
+    for each in attached:
+        _check(each.chain, disk)
+    changes = [_Growing(monitor, disk, addresses, graph, each).grow() for each in attached]
+    graph = read_graph(monitor)
+    chains = [graph.chain(change.bottom) for change in changes]
+    size = _confirmed(chains, disk)
+    for chain in chains:
+        _remove_old(monitor, graph, chain)
+    devices = ", ".join(_shown(monitor, device.path) for chain in chains for device in chain.devices)
+    return Grown(changes[0].bottom, devices, size, time.monotonic() - start, changes[0].way)
 
 
 def _check_version(monitor: Monitor) -> None:
@@ -86,15 +88,8 @@ def _check_version(monitor: Monitor) -> None:
         )
 
 
-def _check(graph: Graph, attached: Attached, disk: DiskNews) -> None:
+def _check(chain: Chain, disk: DiskNews) -> None:
     """Raises ResourceInUse for whatever stands in the way, before anything is touched."""
-    chain = attached.chain
-    jobs = graph.jobs(chain.bottom.name)
-    if jobs:
-        raise ResourceInUse(
-            f"The block job {jobs[0]} of QEMU uses {disk.export}",
-            f"wait for its end or cancel it, then run nbdresize guest sync {disk.vm}",
-        )
     for node in chain.nodes[1:]:
         window = options.told(node.filename) or {}
         if node.driver not in TRANSPARENT or (node.driver == "raw" and ("size" in window or window.get("offset"))):
@@ -103,6 +98,11 @@ def _check(graph: Graph, attached: Attached, disk: DiskNews) -> None:
                 f"The node {node.name} of QEMU {what} {disk.export}, so its size is not that of the disk",
                 "grow it in QEMU, or put the device on a raw node over the nbd node",
             )
+    if chain.top.read_only:
+        raise ResourceInUse(
+            f"The node {chain.top.name} of QEMU is read-only, and QEMU resizes no such node",
+            "the guest sees the new size at its next start",
+        )
     if not chain.devices:
         raise ResourceInUse(
             f"Several nodes of QEMU use the node {chain.top.name} of {disk.export}", "leave one, with the device on it"
@@ -117,22 +117,30 @@ def _check(graph: Graph, attached: Attached, disk: DiskNews) -> None:
 
 
 @dataclass(frozen=True)
+class _Change:
+    """The name of the `nbd` node that a device uses now, and how it came to that."""
+
+    bottom: str
+    way: str
+
+
+@dataclass(frozen=True)
 class _Growing:
     """One chain of nodes of one disk."""
 
     monitor: Monitor
     disk: DiskNews
     addresses: Addresses
-    found: Found
+    graph: Graph
     attached: Attached
 
-    def grow(self) -> str:
-        """Have the devices of this chain show the disk's size; in which way."""
+    def grow(self) -> _Change:
+        """Have the devices of this chain show the disk's size."""
         chain = self.attached.chain
-        way = "as it was"
+        change = _Change(chain.bottom.name, "as it was")
         if chain.bottom.size < _rounded(self.disk.size):
-            way = self._switch(chain)
-            chain = self._now(chain)
+            change = self._switch(chain)
+            chain = read_graph(self.monitor).chain(change.bottom)
             if chain.bottom.size < _rounded(self.disk.size):
                 raise PeerFailed(
                     f"QEMU connected anew to {self.disk.export} and was told {format_size(chain.bottom.size)}",
@@ -140,17 +148,9 @@ class _Growing:
                 )
         # Also where the sizes agree already: whoever was killed after the switch has not told the guest.
         self.monitor.execute("block_resize", {"node-name": chain.top.name, "size": chain.bottom.size})
-        return way
+        return change
 
-    def _now(self, before: Chain) -> Chain:
-        """The chain of the same devices after the switch."""
-        devices = {device.path for device in before.devices}
-        for attached in find(self.monitor, self.disk, self.addresses).attached:
-            if devices & {device.path for device in attached.chain.devices}:
-                return attached.chain
-        raise PeerFailed(f"The device of {self.disk.export} is gone", "it was unplugged meanwhile, it seems")
-
-    def _switch(self, chain: Chain) -> str:
+    def _switch(self, chain: Chain) -> _Change:
         """Put a fresh connection under the device. Where that fails, what was added is removed again."""
         started_with = command_line.of_process(self.monitor.pid)
         below = command_line.find_nbd(started_with, chain.bottom.name, self._is_ours)
@@ -162,7 +162,7 @@ class _Growing:
                 upper = _above(node, known, added[-1])
                 if node.named and node.driver in _REOPENED:
                     self.monitor.execute("blockdev-reopen", {"options": [{**upper, "node-name": node.name}]})
-                    return f"a fresh connection under {node.name}"
+                    return _Change(added[0], f"a fresh connection under {node.name}")
                 added.append(self._add(upper))
                 below = known
             self._check_alone(chain.top)
@@ -172,7 +172,7 @@ class _Growing:
                 for name in reversed(added):
                     remove(self.monitor, name)
             raise
-        return "a fresh connection under the device"
+        return _Change(added[0], "a fresh connection under the device")
 
     def _is_ours(self, export: str, server: Mapping[str, Any]) -> bool:
         return export == self.disk.export and self.addresses.serve(server)
@@ -184,7 +184,7 @@ class _Growing:
 
     def _check_alone(self, node: Node) -> None:
         """Raises ResourceInUse where more than the one above, or than the devices, uses a node that is to go."""
-        if len(self.found.graph.parents[node.name]) > max(1, len(self.found.graph.devices_on(node.name))):
+        if len(self.graph.parents[node.name]) > max(1, len(self.graph.devices_on(node.name))):
             raise ResourceInUse(
                 f"Something else in QEMU uses the node {node.name} of {self.disk.export} too",
                 f"end that, then run nbdresize guest sync {self.disk.vm}",
@@ -243,18 +243,24 @@ def _common(node: Node, known: command_line.Described | None) -> dict[str, Any]:
     }
 
 
-def _remove_old(monitor: Monitor, found: Found, name: str) -> None:
-    """Remove a node that was replaced, with what is on it. One that is nobody's leftover stays: it may be for later."""
-    if not any(attached.chain.bottom.ours for attached in found.attached):
+def _remove_old(monitor: Monitor, graph: Graph, chain: Chain) -> None:
+    """Remove what a fresh connection has replaced, now or in an attempt that was killed.
+
+    That is what no device uses, of the same export. Where no connection is a fresh one, it is there for something else.
+    """
+    if not chain.bottom.ours:
         return
-    above = [node.name for node in found.graph.above(name)]
-    for each in reversed([name, *dict.fromkeys(above)]):
-        remove(monitor, each)
+    for node in graph.nodes.values():
+        if node.driver == "nbd" and node.filename == chain.bottom.filename and not graph.used(node.name):
+            for name in reversed(dict.fromkeys([node.name, *(above.name for above in graph.above(node.name))])):
+                remove(monitor, name)
 
 
-def _confirmed(found: Found, disk: DiskNews) -> int:
+def _confirmed(chains: Sequence[Chain], disk: DiskNews) -> int:
     """The size that QEMU's devices show now. Raises PeerFailed where it is not that of the disk, or of a later grow."""
-    sizes = [device.size for attached in found.attached for device in attached.chain.devices]
+    sizes = [device.size for chain in chains for device in chain.devices]
+    if not sizes:
+        raise PeerFailed(f"The device of {disk.export} is gone", "it was unplugged meanwhile, it seems")
     if min(sizes) < _rounded(disk.size):
         raise PeerFailed(
             f"QEMU was told of {format_size(disk.size)}, and {disk.export} still has {format_size(min(sizes))} there",
