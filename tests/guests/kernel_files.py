@@ -15,6 +15,9 @@ class FakeDevice(KernelDevice):
     def _set(self, size: int) -> None:
         (self.directory / "size").write_text(f"{size // 512}\n")
 
+    def _read(self, offset: int, length: int) -> None:
+        assert offset + length == self.size
+
 
 def planted_sysfs(directory: Path, name: str, *, minor: int, size: int, block_size: int = 512) -> Path:
     """A directory like /sys with the connected device `name` of `size` bytes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.errors import InvalidArgument, ProgramMissing, ResourceNotFound, VolumeFailed
+from nbdresize.errors import InvalidArgument, PeerFailed, ProgramMissing, ResourceNotFound, VolumeFailed
 from nbdresize.guests.kernel.device import MAJOR, KernelDevice
 from tests.guests.kernel_files import MIB, FakeDevice, fake_device, node, planted_sysfs
 
@@ -106,3 +106,17 @@ def test_a_refusal_of_the_kernel_is_told(tmp_path: Path) -> None:
     (device.directory / "pid").unlink()
     with pytest.raises(ResourceNotFound, match="not connected"):
         device.set_size(2 * MIB)
+
+
+def test_a_connection_that_can_not_use_the_new_size_gives_the_old_one_back(tmp_path: Path) -> None:
+    class Fixed(FakeDevice):
+        def _read(self, offset: int, length: int) -> None:
+            raise OSError(5, os.strerror(5))
+
+    device = fake_device(tmp_path, kind=Fixed)
+    with pytest.raises(PeerFailed, match="more than 1 MiB") as raised:
+        device.set_size(2 * MIB)
+    assert "--front native" in raised.value.way_out
+    assert device.size == MIB
+    device.set_size(MIB // 2)
+    assert device.size == MIB // 2

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import re
 import socket
@@ -15,6 +16,7 @@ from nbdresize.errors import (
     InvalidArgument,
     NbdresizeError,
     NotAuthorized,
+    PeerFailed,
     ProgramMissing,
     ResourceNotFound,
     VolumeFailed,
@@ -115,11 +117,18 @@ class KernelDevice:
 
         By netlink where the device was set up by netlink, else by ioctl; the kernel refuses the other way. Its block
         size stays. Data and requests below the smaller of both sizes are not touched, whoever has the device open or
-        mounted.
+        mounted. Where it becomes larger, its new last block is read; if that fails, it gets its old size back.
 
-        Raises NotAuthorized for who is not root, ResourceNotFound where the device is not connected any more, and
-        VolumeFailed where the kernel refuses, or does not do it.
+        Raises NotAuthorized for who is not root, ResourceNotFound where the device is not connected any more,
+        VolumeFailed where the kernel refuses, or does not do it, and PeerFailed where the new blocks can't be read.
         """
+        before = self.size
+        self._tell_kernel(size)
+        if size > before:
+            self._prove(before, size)
+
+    def _tell_kernel(self, size: int) -> None:
+        """Set the size, and see in sysfs that it is; errors as `set_size`."""
         try:
             self._set(size)
         except PermissionError:
@@ -140,6 +149,27 @@ class KernelDevice:
                 f"{self.path} was set to {format_size(size)} and has {format_size(self.size)}",
                 "see whether something else sets it, and what the kernel says in dmesg",
             )
+
+    def _prove(self, before: int, size: int) -> None:
+        """See whether the connection takes requests for what is new: some servers keep to the size of its beginning."""
+        try:
+            self._read(size - self.block_size, self.block_size)
+        except OSError as error:
+            self._tell_kernel(before)
+            raise PeerFailed(
+                f"The connection of {self.path} can't use more than {format_size(before)} ({error.strerror})",
+                "see whether its server runs, and is one whose connections grow (--front native); else connect it anew",
+            ) from error
+
+    def _read(self, offset: int, length: int) -> None:
+        """Read whole blocks, past all caches. Takes as long as the device does."""
+        opened = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, length) as aligned:
+                if os.preadv(opened, [aligned], offset) != length:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+        finally:
+            os.close(opened)
 
     def _set(self, size: int) -> None:
         backend = self._attribute("backend")

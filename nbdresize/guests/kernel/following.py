@@ -23,8 +23,8 @@ LONGEST_PAUSE = 15.0
 class Event:
     """Something that happened. Sizes in bytes, of the device; `detail` for people.
 
-    `kind`: `following` (the first, once the device has its size), `resized`, `kept` (the export is smaller than the
-    device, which stays as it is), `lost` (the server does not answer), `back`.
+    `kind`: `following` (the first, once the device has its size), `resized`, `kept` (the device stays as it is: the
+    export is smaller, or its connection can't use more), `lost` (the server does not answer), `back`.
     """
 
     kind: str
@@ -137,7 +137,7 @@ class _Follower:
         if isinstance(news, Size):
             if self._wanted is None:
                 self._report_state("back", news, f"the server of {self._export} is back")
-            self._wanted = news
+            self._wanted, self._kept = news, None
         elif isinstance(news, NbdresizeError):
             if self._wanted is not None:
                 self._report_state("lost", self._wanted, f"{news}; trying again")
@@ -149,17 +149,23 @@ class _Follower:
 
     def _adjust(self, wanted: Size) -> None:
         before, after = self._device.size, self._device.fitting(wanted.size)
-        if after == before:
-            self._kept = None
-        elif after > before or self._allow_shrink:
+        if after in (before, self._kept):
+            return
+        if after < before and not self._allow_shrink:
+            self._keep(wanted, after, f"{self._export} has only {format_size(wanted.size)} now")
+            return
+        try:
             self._device.set_size(after)
-            self._kept = None
-            self._report("resized", before, after)
-            tell_manager(STATUS=f"{format_size(after)}, as {self._export}")
-        elif after != self._kept:
-            self._kept = after
-            detail = f"kept at {format_size(before)}, although {self._export} has only {format_size(wanted.size)} now"
-            self._report_state("kept", wanted, detail)
+        except PeerFailed as error:
+            self._keep(wanted, after, str(error))
+            return
+        self._report("resized", before, after)
+        tell_manager(STATUS=f"{format_size(after)}, as {self._export}")
+
+    def _keep(self, wanted: Size, refused: int, reason: str) -> None:
+        """Leave the device at its size, until there is news; said once."""
+        self._kept = refused
+        self._report_state("kept", wanted, f"kept at {format_size(self._device.size)}: {reason}")
 
     def _check_device(self) -> None:
         if self._device.connection != self._connection:
