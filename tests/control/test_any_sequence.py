@@ -1,8 +1,8 @@
 """Any sequence of operations, some of them killed in the middle, against a model that is a few dictionaries."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from nbdresize.errors import (
 from nbdresize.storage.file import FilePool, FileVolume
 from nbdresize.units import GRANULARITY, SizeRequest
 from tests.control.consistency import problems
+from tests.filesystems import mounted
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +105,9 @@ class Operations(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp())
+        self._stack = ExitStack()
+        above = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self.directory = self._stack.enter_context(mounted("tmpfs", above))
         self.state = StateDirectory(self.directory / "state")
         self.control = Control.open(self.state)
         self.control.update_pool(capacity=CAPACITY)
@@ -115,7 +118,7 @@ class Operations(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.control.close()
-        shutil.rmtree(self.directory)
+        self._stack.close()
 
     @invariant()
     def the_ledger_says_what_the_model_says(self) -> None:
