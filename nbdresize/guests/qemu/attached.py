@@ -24,6 +24,14 @@ class Attached:
     options: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where a disk is attached, in which graph."""
+
+    graph: Graph
+    attached: tuple[Attached, ...]
+
+
 def read_graph(monitor: Monitor) -> Graph:
     return Graph.read(
         monitor.execute("query-named-block-nodes", {"flat": True}),
@@ -32,8 +40,8 @@ def read_graph(monitor: Monitor) -> Graph:
     )
 
 
-def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> tuple[Graph, tuple[Attached, ...]]:
-    """The graph, and where QEMU has this disk attached in it.
+def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> Found:
+    """Where QEMU has this disk attached.
 
     Raises ResourceNotFound, which names the nodes that there are, and ResourceInUse where a block job uses the disk.
     """
@@ -50,7 +58,7 @@ def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> tuple[Graph,
             elsewhere.append(node)
     if not attached:
         raise _not_found(monitor, graph, disk, elsewhere)
-    return graph, tuple(attached)
+    return Found(graph, tuple(attached))
 
 
 def _check_jobs(graph: Graph, disk: DiskNews) -> None:

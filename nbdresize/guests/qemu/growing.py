@@ -64,10 +64,10 @@ def grow_disk(monitor: Monitor, disk: DiskNews) -> Grown:
     _check_version(monitor)
     tidy(monitor)
     addresses = Addresses(disk.servers, monitor.pid)
-    graph, attached = find(monitor, disk, addresses)
-    for each in attached:
+    found = find(monitor, disk, addresses)
+    for each in found.attached:
         _check(each.chain, disk)
-    changes = [_Growing(monitor, disk, addresses, graph, each).grow() for each in attached]
+    changes = [_Growing(monitor, disk, addresses, found.graph, each).grow() for each in found.attached]
     graph = read_graph(monitor)
     chains = [graph.chain(change.bottom) for change in changes]
     size = _confirmed(chains, disk)
@@ -147,8 +147,20 @@ class _Growing:
                     f"the server has not heard of {format_size(self.disk.size)}: see nbdresize status",
                 )
         # Also where the sizes agree already: whoever was killed after the switch has not told the guest.
-        self.monitor.execute("block_resize", {"node-name": chain.top.name, "size": chain.bottom.size})
+        self._resize(chain)
         return change
+
+    def _resize(self, chain: Chain) -> None:
+        """Have QEMU tell the guest. Raises ResourceInUse where the device can't learn it while it runs."""
+        try:
+            self.monitor.execute("block_resize", {"node-name": chain.top.name, "size": chain.bottom.size})
+        except Refused as refusal:
+            if _RIGID not in refusal.problem:
+                raise
+            raise ResourceInUse(
+                f"The device {_shown(self.monitor, chain.devices[0].path)} takes no new size while it runs",
+                "the guest sees it at its next start; virtio-blk and virtio-scsi devices take it at once",
+            ) from None
 
     def _switch(self, chain: Chain) -> _Change:
         """Put a fresh connection under the device. Where that fails, what was added is removed again."""
