@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Way = Literal["raw", "direct", "drive"]
+Device = Literal["virtio-blk", "virtio-scsi"]
+
 
 @dataclass(frozen=True)
 class NbdDisk:
@@ -18,8 +21,8 @@ class NbdDisk:
 
     socket: Path
     export: str = ""
-    way: Literal["raw", "direct", "drive"] = "raw"
-    device: Literal["virtio-blk", "virtio-scsi"] = "virtio-blk"
+    way: Way = "raw"
+    device: Device = "virtio-blk"
     reconnect_delay: int = 60
     name: str = ""
 

@@ -125,7 +125,7 @@ prepare()
 runner = os.fork()
 if runner == 0:
     Runner().serve()
-# The first process takes over the children of those that ended, and has to see them end. Without the runner it ends too,
-# which the kernel takes as the end of the system.
+# The first process takes over the children of those that ended, and has to see them end. Without the runner it ends
+# too, which the kernel takes as the end of the system.
 while os.wait()[0] != runner:
     pass

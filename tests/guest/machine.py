@@ -242,7 +242,18 @@ class QemuGuest:
         command = [
             # It ends with this process, however this process ends.
             *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"),
-            *("-accel", "tcg", "-cpu", "max", "-m", f"{self._memory}M", "-display", "none", "-kernel", str(kernel)),
+            *(
+                "-accel",
+                "tcg,tb-size=128",
+                "-cpu",
+                "max",
+                "-m",
+                f"{self._memory}M",
+                "-display",
+                "none",
+                "-kernel",
+                str(kernel),
+            ),
             *("-append", COMMAND_LINE, "-serial", f"file:{self.console}"),
             # What the guest changes in the image lies in a temporary file that has no name.
             *("-drive", f"if=none,id=root,file={root},format=raw,snapshot=on,file.locking=off"),
