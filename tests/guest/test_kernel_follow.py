@@ -82,10 +82,10 @@ while request := ours.recv(28, socket.MSG_WAITALL):
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[Control]:
-    """A state directory with a VM web1, whose disk0 has 64 MiB, and disk1 32 MiB."""
+    """A state directory with a VM web1, whose disks have 64, 32 and 96 MiB."""
     with Control.open(StateDirectory(tmp_path / "state")) as control:
         control.update_pool(overcommit="unlimited")
-        control.create_vm("web1", 1024 * MIB, [SizeRequest(exact=FIRST), SizeRequest(exact=32 * MIB)])
+        control.create_vm("web1", 1024 * MIB, [SizeRequest(exact=size) for size in (FIRST, 32 * MIB, 96 * MIB)])
         yield control
 
 
@@ -187,9 +187,8 @@ def test_a_follower_outlives_its_server_and_is_no_use_of_the_disk(tmp_path: Path
             ]
             assert (events[3]["old_size"], events[3]["size"]) == (FIRST, FIRST + STEP)
 
-            # Nobody but the follower of a device of the other disk: the disk itself may shrink.
-            connect(guest, export="web1/disk1")
-            guest.run("blockdev --getsize64 /dev/nbd0")
+            # The disk has a follower and no other client, so it may shrink. The device is connected to another disk.
+            connect(guest, export="web1/disk2")
             kept = following(guest, "--allow-shrink", port=10810)
             resize(control, FIRST, shrink=True)
             kept.until(f"→ {format_size(FIRST)}\n")
@@ -276,7 +275,7 @@ def test_the_commands_of_the_page_work_in_a_guest(tmp_path: Path, control: Contr
                 continue
             follower = guest.start(f"exec {command.removesuffix('&')}")
             follower.until("follows")
-            resize(control, FIRST + STEP)
+            resize(control, 2 * FIRST)
             follower.until("→")
         taken = guest.run("stat --file-system --format '%b %S' /mnt").output.split()
         assert int(taken[0]) * int(taken[1]) > FIRST
