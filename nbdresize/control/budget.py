@@ -17,7 +17,8 @@ class Account:
     """A VM's budget as a decision sees it (RFD 154, "Keeping track of space").
 
     `disks` and `snapshots` are what is charged for them: all promises, a change under way at its larger size.
-    `packages`, for a VM that has a package: the budget that it would have with each, by name.
+    `packages`, for a VM that has a package: the budget that it would have with each, by name. `new` is a VM that is
+    just being made, whose budget can still be asked for as another.
     """
 
     vm: str
@@ -25,6 +26,7 @@ class Account:
     disks: int
     snapshots: int = 0
     packages: Mapping[str, int] | None = None
+    new: bool = False
 
     @property
     def used(self) -> int:
@@ -59,10 +61,13 @@ class Account:
     def ways_to_more(self, needed: int) -> list[str]:
         """How the VM comes to `needed` more bytes than are charged to it now."""
         update = f"nbdresize vm update {self.vm}"
-        if self.packages is None:
+        fitting = which_fit(self.used + needed, self.packages or {})
+        if self.new:
+            ways = ["give a larger --disk-space" if self.packages is None else "choose a larger --package"]
+            ways = [f"choose a larger package with --package {fitting[0]}"] if fitting else ways
+        elif self.packages is None:
             ways = [f"raise the budget with {update} --disk-space SIZE"]
         else:
-            fitting = which_fit(self.used + needed, self.packages)
             ways = [f"change to a larger package with {update} --package {fitting[0] if fitting else 'NAME'}"]
         if self.snapshots:
             ways.append(f"delete snapshots (nbdresize snapshot list {self.vm} shows what each frees)")

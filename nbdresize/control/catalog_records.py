@@ -23,13 +23,16 @@ def account_of(connection: sql.Connection, entry: Entry, *, packages: bool = Fal
     account = entry.account
     if entry.vm.package is None and not packages:
         return account
-    image = image_size_of(entry)
-    budgets = {
-        each.name: each.disk_space + entry.vm.image_space
+    return replace(account, packages=budgets_with(connection, image_size_of(entry), entry.vm.image_space))
+
+
+def budgets_with(connection: sql.Connection, image_size: int, image_space: int) -> dict[str, int]:
+    """The budget that each package that takes such an image gives, by name; `image_space` is what the image adds."""
+    return {
+        each.name: each.disk_space + image_space
         for each in read_packages(connection)
-        if each.max_image is None or image <= each.max_image
+        if each.max_image is None or image_size <= each.max_image
     }
-    return replace(account, packages=budgets)
 
 
 def image_size_of(entry: Entry) -> int:

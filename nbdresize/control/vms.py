@@ -18,7 +18,7 @@ from nbdresize.control import (
     switches,
 )
 from nbdresize.control.budget import Account, check_budget
-from nbdresize.control.catalog_records import account_of, image_size_of
+from nbdresize.control.catalog_records import account_of, budgets_with, image_size_of
 from nbdresize.control.changes import check_changes, decide_changes
 from nbdresize.control.disks import plain, protected, removal, reread, undo_after
 from nbdresize.control.fence import fenced
@@ -219,8 +219,10 @@ def _promise(
     volumes: Sequence[str],
 ) -> tuple[Entry, Intent]:
     wanted = _disks_of(new, package, image)
-    account = Account(new.name, budget, 0)
     image_size = image.size if image is not None else None
+    image_space = package_budget(0, image.original_size) if image is not None else 0
+    packages = budgets_with(connection, image_size or 0, image_space) if package is not None else None
+    account = Account(new.name, budget, 0, packages=packages, new=True)
     decided = decide_changes(account, {}, DiskChanges(add=wanted), image_size=image_size)
     vm_id = records.insert_vm(
         connection,
@@ -229,7 +231,7 @@ def _promise(
         new.owner,
         package=package,
         image=image.name if image is not None else None,
-        image_space=package_budget(0, image.original_size) if image is not None else 0,
+        image_space=image_space,
     )
     if new.client_resize is not None:
         switches.put(connection, Feature.CLIENT_RESIZE, Scope.VM, str(vm_id), new.client_resize.value)

@@ -52,6 +52,17 @@ def test_up_and_down_with_the_part_of_the_image_on_top(packages: Control, state:
     assert problems(state) == []
 
 
+def test_a_new_vm_that_does_not_fit_is_told_what_to_ask_for_instead(packages: Control) -> None:
+    """There is no VM yet whose budget could be changed."""
+    with pytest.raises(InsufficientSpace) as refused:
+        packages.create_vm("vm", None, [None, mib(150)], package="p100", image="ten")
+    assert refused.value.way_out == "ask for at most 110 MiB more, or choose a larger package with --package p200"
+    with pytest.raises(InsufficientSpace, match=r"choose a larger --package$"):
+        packages.create_vm("vm", None, [None, mib(1500)], package="p100", image="ten")
+    with pytest.raises(InsufficientSpace, match=r"or give a larger --disk-space$"):
+        packages.create_vm("vm", 100 * MIB, [mib(101)])
+
+
 def test_a_package_that_is_too_small_is_refused_with_those_that_would_do(packages: Control) -> None:
     before = packages.create_vm("vm", None, [mib(20), REMAINING], package="p200")
     with pytest.raises(InsufficientSpace, match="take 200 MiB, more than a budget of 100 MiB") as refused:
