@@ -32,4 +32,5 @@ def check_snapshot_count(vm: str, count: int, limit: int) -> None:
     """Raises LimitExceeded where a VM that has `count` snapshots may not have one more."""
     if count >= limit:
         way_out = f"delete one first with nbdresize snapshot delete {vm} NAME, or " if count else ""
-        raise LimitExceeded(f"VM {vm} has {count} snapshots, and may have {limit}", f"{way_out}raise its limit")
+        way_out += f"change to a package that allows more with nbdresize vm update {vm} --package NAME"
+        raise LimitExceeded(f"VM {vm} has {count} snapshots, and may have {limit}", way_out)
