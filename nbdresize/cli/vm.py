@@ -53,7 +53,11 @@ _CREATE = options.explained(
     " up to eight times: a size, or 'remaining' (once) for all that the others leave. The first is disk0, which boots;"
     " it is made from the image, if any, and may be larger ('image' is the image's size). Without --disk, the package"
     " says which disks there are, else there is just the image's. Either the VM comes to be with all its disks, or"
-    " nothing is made. The state directory is made where it is not there.",
+    " nothing is made. The state directory is made where it is not there."
+    "\n\n"
+    "--from-json takes package, image and disks in one JSON object, sizes in MiB, as in"
+    ' {"package": "small", "image": "debian", "disks": [{}, {"size": 20480}, {"size": "remaining"}]}; {} is a boot disk'
+    " as large as its image. What is not in it may be given as options.",
 )
 _LIST = options.explained("List the VMs.", "nbdresize vm list\nnbdresize vm list --json")
 _SHOW = options.explained(
@@ -87,7 +91,12 @@ _DELETE = options.explained(
 _NewName = Annotated[str, typer.Argument(metavar="NAME", help="A name for the new VM.", show_default=False)]
 _Space = Annotated[
     str | None,
-    typer.Option("--disk-space", metavar="SIZE", help="The most that its disks may take together.", show_default=False),
+    typer.Option(
+        "--disk-space",
+        metavar="SIZE",
+        help="The most that its disks and snapshots may take together.",
+        show_default=False,
+    ),
 ]
 _Package = Annotated[
     str | None,

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
@@ -124,6 +124,9 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    command: ClassVar[str] = "update"
+    """The command of VMs whose help has the shape."""
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, given: Any) -> Any:
@@ -158,6 +161,8 @@ class _CreatedDisk(_NewDisk):
 
 
 class _Creation(_Strict):
+    command: ClassVar[str] = "create"
+
     disks: list[_CreatedDisk] | None = None
     package: str | None = None
     image: str | None = None
@@ -227,7 +232,7 @@ def _read(document: bytes, model: type[_Model]) -> _Model:
         problem, way_out = "is missing", "give it"
     else:
         problem = f"{_shown(first['input'])} stands where {_EXPECTED.get(first['type'], 'something else')} belongs"
-        way_out = "see nbdresize vm update --help for the shape"
+        way_out = f"see nbdresize vm {model.command} --help for the shape"
     raise InvalidArgument(f"{place}: {problem}", way_out)
 
 

@@ -211,6 +211,11 @@ def test_what_is_no_creation_is_refused_with_its_place(document: object, told: s
     assert refusal(document, create=True).startswith(told)
 
 
+def test_a_refusal_names_the_command_whose_help_has_the_shape() -> None:
+    assert "see nbdresize vm create --help" in refusal([], create=True)
+    assert "see nbdresize vm update --help" in refusal([])
+
+
 @pytest.mark.parametrize(
     ("document", "told"),
     [
