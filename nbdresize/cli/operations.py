@@ -93,7 +93,8 @@ def list_operations(
     elif found:
         operation_views.show_operations(found)
     else:
-        output.line("No operation runs." if running else "No operations yet: every change is one.")
+        of = f" of VM {vm}" if vm is not None else ""
+        output.line(f"No operation{of} runs." if running else f"No operations{of} within the last week.")
 
 
 def show(

@@ -55,6 +55,8 @@ def test_operations_are_listed_the_newest_first(inside: Inside) -> None:
     assert table[0].split()[:5] == ["OPERATION", "KIND", "OF", "STATE", "PROGRESS"]
     assert table[1].split()[:4] == ["grow", "resize_disk", "web1", "done"]
     assert inside("operations", "list", "--running").ok().out == "No operation runs.\n"
+    none = inside("operations", "list", "--vm", "web3").ok().out
+    assert none == "No operations of VM web3 within the last week.\n"
     inside("operations", "list", "--running", "--all").failed(2, "UsageError")
 
 
