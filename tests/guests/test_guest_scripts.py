@@ -269,8 +269,9 @@ def test_swap_behind_root_moves_to_the_end(tmp_path: Path, label: str, growth: i
             assert code == 0, lines
             assert lines[:2] == dry[1]
             assert (it.tag(3, "UUID"), it.tag(3, "LABEL")) == (uuid, "pages")
+            # This machine may use it by now, so how much of it is in use does not matter.
             (swaps,) = re.findall(rf"^{it.part(3)}\s.*$", Path("/proc/swaps").read_text(), re.MULTILINE)
-            assert swaps.split()[2:] == [str(SWAP // 1024 - 4), "0", "7"]
+            assert swaps.split()[2::2] == [str(SWAP // 1024 - 4), "7"]
             assert room(point) - small >= growth // MIB - 2
             after = it.table()
             size = re.compile(r"size=(\d+)")
