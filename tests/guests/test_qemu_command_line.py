@@ -41,7 +41,7 @@ JSON = {
         ("-blockdev", json.dumps({"driver": "raw", "node-name": "f0", "file": JSON})),
         (
             "-blockdev",
-            f"raw,node-name=f0,file.driver=nbd,file.{UNIX.replace(',', ',file.')},file.export=web1/disk0,file.reconnect-delay=9",
+            f"raw,file.driver=nbd,file.{UNIX.replace(',', ',file.')},file.export=web1/disk0,file.reconnect-delay=9",
         ),
         ("-drive", "file.driver=nbd,file.path=/run/nbd.sock,file.export=web1/disk0,file.reconnect-delay=9,if=virtio"),
         ("-drive", f"driver=nbd,{UNIX},export=web1/disk0,reconnect-delay=9,discard=unmap,if=none,id=x"),

@@ -21,6 +21,8 @@ from tests.peers import run
 from tests.tls_keys import make_certificates, make_psk
 from tests.wait import until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=("native", "nbdkit"))
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -46,6 +48,14 @@ def reads(machine: Machine) -> tuple[int, int]:
     """How many reads from the only device went well, and how many failed."""
     [told] = machine.execute("query-blockstats")
     return told["stats"]["rd_operations"], told["stats"]["failed_rd_operations"]
+
+
+def writes(machine: Machine) -> int:
+    """How many writes to the only device went well."""
+    [told] = machine.execute("query-blockstats")
+    assert told["stats"]["failed_wr_operations"] == 0
+    done: int = told["stats"]["wr_operations"]
+    return done
 
 
 # Whoever asks is killed
@@ -112,16 +122,18 @@ def test_requests_in_flight_are_answered(site: Site, direct: bool, tmp_path: Pat
     vm = site.make_vm()
     chain = virtio_blk("n0") if direct else [*raw(), *virtio_blk("f0")]
     with Machine(*nbd(site.unix, f"{vm}/disk0"), *chain, directory=tmp_path) as machine:
+        rounds_in_flight = 0
         for round_number in range(5):
             news = site.resize(vm)
             [admin] = admin_client.servers(site.state)
             deadline = time.monotonic() + 10
             with admin_client.Conversation(admin, deadline) as admins:
                 # The server holds its replies back: when the grow begins, not one of these writes is answered.
-                admins.tell({"command": "freeze", "exports": [news.export], "seconds": 0.5}, deadline)
+                admins.tell({"command": "freeze", "exports": [news.export], "seconds": 1.0}, deadline)
                 assert admins.answer(deadline)["ok"]
                 for number in range(8):
                     qemu_io(machine, "d0", f"aio_write -P {round_number * 8 + number + 1} {number}M 1M")
+                rounds_in_flight += writes(machine) == round_number * 8
                 site.tell(machine, news)
             assert machine.size("d0") == news.size
             qemu_io(machine, "d0", "aio_flush")
@@ -129,6 +141,8 @@ def test_requests_in_flight_are_answered(site: Site, direct: bool, tmp_path: Pat
                 pattern = f"read -P {round_number * 8 + number + 1} {number}M 1M"
                 said = run("qemu-io", "-r", "-f", "raw", "-c", pattern, site.server.uri(news.export))
                 assert "Pattern verification failed" not in said
+        assert writes(machine) == 40
+        assert rounds_in_flight, "every write was answered before the grow began"
 
 
 # Options that QEMU keeps to itself

@@ -56,6 +56,7 @@ def test_a_device_directly_on_the_connection_gets_a_fresh_one(
         assert set(machine.nodes()) == {grown.node}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drive",
     [
@@ -130,6 +131,7 @@ def test_the_disk_grows_below_filters(site: Site, tmp_path: Path) -> None:
         assert all('"throttle-group": "tg"' in nodes[name]["file"] for name in ("top0", "top1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_disk_in_an_iothread_grows_while_its_driver_runs(site: Site, direct: bool, tmp_path: Path) -> None:
     vm = site.make_vm()
@@ -201,6 +203,7 @@ def _without_size(node: dict[str, Any]) -> dict[str, Any]:
     return {**node, "image": image, "node-name": ""}
 
 
+@pytest.mark.slow
 def test_twenty_grows_leave_nothing_behind(site: Site, tmp_path: Path) -> None:
     vm = site.make_vm()
     with Machine(*nbd(site.unix, f"{vm}/disk0"), *raw(), *virtio_blk("f0"), directory=tmp_path) as machine:
@@ -239,6 +242,7 @@ def test_a_block_job_is_waited_for(native: Site, tmp_path: Path) -> None:
         assert machine.size("d0") == 2 * SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["stream", "commit", "backup"])
 def test_any_kind_of_block_job_is_waited_for(native: Site, job: str, tmp_path: Path) -> None:
     vm = native.make_vm()

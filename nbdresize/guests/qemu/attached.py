@@ -41,11 +41,11 @@ def read_graph(monitor: Monitor) -> Graph:
 
 
 def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> Found:
-    """Where QEMU has this disk attached.
+    """Where QEMU has this disk attached; what killed attempts have left in it is gone then.
 
     Raises ResourceNotFound, which names the nodes that there are, and ResourceInUse where a block job uses the disk.
     """
-    graph = read_graph(monitor)
+    graph = _tidied(monitor)
     _check_jobs(graph, disk)
     attached: list[Attached] = []
     elsewhere: list[Node] = []
@@ -75,12 +75,13 @@ def _check_jobs(graph: Graph, disk: DiskNews) -> None:
             )
 
 
-def tidy(monitor: Monitor) -> None:
-    """Remove the nodes that a killed attempt left, but for those on a node that a block job uses."""
+def _tidied(monitor: Monitor) -> Graph:
+    """The graph without the nodes that a killed attempt left, but for those on a node that a block job uses."""
     graph = read_graph(monitor)
-    for name in graph.leftovers():
-        if not any(graph.jobs(below) for below in graph.below(name)):
-            remove(monitor, name)
+    left = [name for name in graph.leftovers() if not any(graph.jobs(below) for below in graph.below(name))]
+    for name in left:
+        remove(monitor, name)
+    return read_graph(monitor) if left else graph
 
 
 def fresh_name() -> str:
@@ -96,15 +97,21 @@ def remove(monitor: Monitor, name: str) -> None:
     try:
         monitor.execute("blockdev-del", {"node-name": name})
     except Refused:
-        if any(told["node-name"] == name for told in monitor.execute("query-named-block-nodes", {"flat": True})):
+        if name in _file_names(monitor):
             raise
+
+
+def _file_names(monitor: Monitor) -> dict[str, str]:
+    """Those of all nodes, by the nodes' names."""
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    return {told["node-name"]: told["image"].get("filename", "") for told in nodes}
 
 
 def _exactly(monitor: Monitor, graph: Graph, export: str) -> Iterator[tuple[Node, Mapping[str, Any]]]:
     """The `nbd` nodes under a device that may be of that export, each with all its options that QEMU tells."""
     likely = [node for node in _likely(graph, export) if graph.used(node.name)]
     with _looking_at(monitor, [node for node in likely if _short(node)]) as looking:
-        told = {node.name: node.filename for node in read_graph(monitor).nodes.values()} if looking else {}
+        told = _file_names(monitor) if looking else {}
     for node in likely:
         found = options.told(told[looking[node.name]]) if node.name in looking else None
         own = found.get("file") if found else options.told(node.filename)

@@ -20,7 +20,7 @@ from nbdresize.errors import NbdresizeError, PeerFailed, ResourceInUse
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
-from nbdresize.guests.qemu.attached import Attached, find, fresh_name, read_graph, remove, tidy
+from nbdresize.guests.qemu.attached import Attached, find, fresh_name, read_graph, remove
 from nbdresize.guests.qemu.graph import TRANSPARENT, Chain, Graph, Node
 from nbdresize.guests.qemu.monitor import Monitor, Refused
 from nbdresize.units import format_size
@@ -62,7 +62,6 @@ def grow_disk(monitor: Monitor, disk: DiskNews) -> Grown:
     """
     start = time.monotonic()
     _check_version(monitor)
-    tidy(monitor)
     addresses = Addresses(disk.servers, monitor.pid)
     found = find(monitor, disk, addresses)
     for each in found.attached:
