@@ -14,11 +14,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 HERE = Path(__file__).parent
 GUEST_FILES = {"init": HERE / "init.py"}
@@ -65,8 +63,12 @@ NOT_IN_PYTHON = ("test", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtlede
 SEARCH = ("usr/sbin", "usr/bin", "sbin", "bin")
 SECONDS = 300
 """How long one command may take."""
-KEPT_SECONDS = 14 * 86400
+KEPT_SECONDS = 86400
 """How long an image that nobody uses any more is kept."""
+
+
+class BuildFailed(Exception):
+    """The image could not be built."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class GuestImage:
 
 
 def guest_image() -> GuestImage:
-    """The kernel and root image, built if this very image has not been built before. Takes about 20 s, then none."""
+    """The kernel and root image, built where they have not been built before: in half a minute."""
     directory = _cache() / _key()
     image = GuestImage(directory / "vmlinuz", directory / "root.img")
     if not directory.exists():
@@ -119,7 +121,8 @@ def _build(target: Path) -> None:
         work = Path(name)
         packages, root, done = work / "packages", work / "root", work / "done"
         done.mkdir()
-        _unpack([*_download_kernel(work), *_download_packages(work)], packages)
+        for archive in _download(work):
+            _run("dpkg-deb", "--extract", archive, packages)
         (kernel,) = packages.glob("boot/vmlinuz-*")
         shutil.copy(kernel, done / "vmlinuz")
         _make_root(root, packages)
@@ -130,22 +133,29 @@ def _build(target: Path) -> None:
 # Packages
 
 
-def _download_kernel(work: Path) -> list[Path]:
+def _download(work: Path) -> list[Path]:
+    """The archives of the kernel and of PACKAGES."""
+    try:
+        return [_download_kernel(work), *_download_packages(work)]
+    except BuildFailed:  # it may be that what apt knows is old, or nothing
+        _run("apt-get", "update")
+        return [_download_kernel(work), *_download_packages(work)]
+
+
+def _download_kernel(work: Path) -> Path:
     """The package with the newest kernel, which KERNEL depends on."""
-    dependencies = _run("apt-cache", "depends", KERNEL)
-    found = re.search(r"Depends: (linux-image-\S+)", dependencies)
+    found = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", KERNEL))
     if found is None:
-        pytest.fail(f"apt knows no package {KERNEL}: apt-get update", pytrace=False)
-    directory = work / "kernel"
-    directory.mkdir()
-    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", found[1], directory=directory)
-    return list(directory.glob("*.deb"))
+        raise BuildFailed(f"apt knows no kernel that {KERNEL} depends on")
+    _run("apt-get", "-o", "APT::Sandbox::User=root", "download", found[1], directory=work)
+    (archive,) = work.glob("linux-image-*.deb")
+    return archive
 
 
 def _download_packages(work: Path) -> list[Path]:
-    """Those of PACKAGES that are not installed here, and what they need and is not here, or not as new."""
+    """PACKAGES, and what they need and is not here, or not as new."""
     directory = work / "archives"
-    (directory / "partial").mkdir(parents=True)
+    (directory / "partial").mkdir(parents=True, exist_ok=True)
     options = {
         "Dir::Cache::archives": directory,
         "Debug::NoLocking": "1",  # nothing is installed, so it may run beside a set-up
@@ -157,11 +167,6 @@ def _download_packages(work: Path) -> list[Path]:
         *PACKAGES,
     )
     return list(directory.glob("*.deb"))
-
-
-def _unpack(archives: Iterable[Path], target: Path) -> None:
-    for archive in archives:
-        _run("dpkg-deb", "--extract", archive, target)
 
 
 # The tree
@@ -207,7 +212,7 @@ def _programs(packages: Path) -> Iterator[tuple[Path, str]]:
             if (top / folder / name).exists()
         ]
         if not found:
-            pytest.fail(f"Guests need the program {name}, which is not here: scripts/setup --tests", pytrace=False)
+            raise BuildFailed(f"Guests need the program {name}, which is not here: scripts/setup --tests")
         yield found[0]
 
 
@@ -218,7 +223,8 @@ def _libraries(root: Path, packages: Path) -> set[Path]:
     search = ":".join(str(directory) for directory in own if directory.exists())
     lines = _run("ldd", *files, LD_LIBRARY_PATH=search, check=False).splitlines()
     missing = {line.strip() for line in lines if "not found" in line}
-    assert not missing, f"No package of the guest's image brings these libraries: {missing}"
+    if missing:
+        raise BuildFailed(f"No package of the guest's image brings these libraries: {missing}")
     found = {Path(match[1]) for line in lines if (match := re.search(r"=> (/\S+) \(", line))}
     return {library for library in found if not library.is_relative_to(root)}
 
@@ -264,5 +270,5 @@ def _run(*command: str | Path, directory: Path | None = None, check: bool = True
     )
     if check and done.returncode != 0:
         words = " ".join(map(str, command[:6]))
-        pytest.fail(f"Building the guest's image: `{words} …` failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise BuildFailed(f"`{words} …` failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout
