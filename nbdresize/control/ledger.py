@@ -131,8 +131,11 @@ def explain(path: Path, error: BaseException | None) -> NbdresizeError:
             f"The ledger {path} is damaged, or no ledger at all", f"bring it back from a backup, or {_OTHER_ROOT}"
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        why = _why_not_writable(path)
+        if why is None and _is_full(path):  # no room for the files that SQLite makes beside it
+            return StateUnusable(f"No space for the ledger {path}", "free some space on its file system")
         return StateUnusable(
-            f"The ledger {path} can't be written: {_why_not_writable(path)}",
+            f"The ledger {path} can't be written: {why or 'its directory is not writable'}",
             f"run as the user who owns the state directory, or {_OTHER_ROOT}",
         )
     return StateUnusable(f"The ledger {path} can't be used: {_one_line(error)}", "see the system's log for its disk")
@@ -145,14 +148,20 @@ def _begin(connection: sql.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")
 
 
+_SCARCE = 2 << 20
+"""Bytes that a full file system may say are left although nobody gets them, as xfs does."""
+
+
 def _is_full(path: Path) -> bool:
     try:
-        return os.statvfs(path.parent).f_bavail == 0
+        found = os.statvfs(path.parent)
+        return found.f_bavail * found.f_frsize < _SCARCE or (found.f_files > 0 and found.f_favail == 0)
     except OSError:
         return False
 
 
-def _why_not_writable(path: Path) -> str:
+def _why_not_writable(path: Path) -> str | None:
+    """What keeps this process from writing the ledger; None for nothing that the ledger itself would show."""
     try:
         if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
             return os.strerror(errno.EROFS)
@@ -164,7 +173,7 @@ def _why_not_writable(path: Path) -> str:
             return os.strerror(errno.EACCES)
     except OSError as error:
         return error.strerror or str(error)
-    return "its directory is not writable"
+    return None
 
 
 def _one_line(error: object) -> str:

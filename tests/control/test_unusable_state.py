@@ -169,6 +169,25 @@ def test_an_empty_ledger_is_one_that_was_never_written(state: StateDirectory) ->
         assert control.vms() == []
 
 
+def test_a_file_system_without_room_for_what_sqlite_makes_beside_the_ledger_is_named_as_full(tmp_path: Path) -> None:
+    """xfs says that a few blocks are left, which nobody gets."""
+    with mounted("xfs", tmp_path) as directory:
+        state = StateDirectory(directory / "state")
+        Control.open(state).close()
+        with suppress(OSError), (directory / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(MIB))
+        with suppress(OSError), (directory / "rest").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        told = refused(state)
+        assert "No space for the ledger" in told
+        assert told.endswith("free some space on its file system")
+        (directory / "filler").unlink()
+        with Control.open(state) as control:
+            assert control.vms() == []
+
+
 def test_a_full_file_system_is_named_and_nothing_is_half_made(tmp_path: Path) -> None:
     with mounted("tmpfs", tmp_path, size=MIB) as point:
         filling = _fill(point)
