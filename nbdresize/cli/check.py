@@ -76,7 +76,13 @@ def _show(report: "CheckReport") -> None:
     for skipped in report.skipped:
         output.line(f"skipped: {skipped.detail}")
     counts = [output.counted(report.checked[kind], noun) for kind, noun in _COUNTED.items()]
-    well = ": all is well" if not report.remaining else ""
+    well = ""
+    if not report.remaining:
+        well = (
+            f": nothing is wrong, {output.counted(len(report.warnings), 'warning')}"
+            if report.warnings
+            else ": all is well"
+        )
     output.line(f"Checked {', '.join(counts[:-1])} and {counts[-1]}{well}")
 
 

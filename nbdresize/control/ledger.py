@@ -134,6 +134,9 @@ def explain(path: Path, error: BaseException | None) -> NbdresizeError:
         why = _why_not_writable(path)
         if why is None and _is_full(path):  # no room for the files that SQLite makes beside it
             return StateUnusable(f"No space for the ledger {path}", "free some space on its file system")
+        if why == os.strerror(errno.EROFS):
+            way_out = "remount its file system for writing; why it is read-only stands in the kernel's log (dmesg)"
+            return StateUnusable(f"The ledger {path} can't be written: {why}", way_out)
         return StateUnusable(
             f"The ledger {path} can't be written: {why or 'its directory is not writable'}",
             f"run as the user who owns the state directory, or {_OTHER_ROOT}",

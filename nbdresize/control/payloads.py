@@ -53,8 +53,8 @@ def read_creation(document: bytes) -> Creation:
 def read_update(document: bytes, vm: str) -> DiskChanges:
     """Changes of the disks of `vm` (RFD 154, "Resize with update_disks"): `add_disks`, `update_disks`, `remove_disks`.
 
-    A disk is named by its slot, or by a path that ends in it: `/dev/zvol/…/disk0`. Where a path names the VM too, as
-    those of our volumes and exports do, it has to be `vm`. Raises InvalidArgument, which names the place in the
+    A disk is named by its slot, or by a path that ends in the VM and its slot, `/dev/zvol/rdsk/zones/VM/disk0`, or in
+    the name of our volume. A path of another VM is refused. Raises InvalidArgument, which names the place in the
     document.
     """
     read = _read(document, _Update)
@@ -106,9 +106,11 @@ def _disk(value: object) -> _Named:
         raise ValueError(f"{_shown(value)} names no disk", "give a string such as disk1, or a path that ends in it")
     *directories, last = value.split("/")
     ours = _VOLUME.fullmatch(last)
-    vm = ours["vm"] if ours else None
-    if len(directories) == 1 and directories[0]:  # an export's name
-        vm = directories[0]
+    vm = None
+    if ours:
+        vm = ours["vm"]
+    elif directories:
+        vm = directories[-1] or None
     try:
         return _Named(value, names.disk_slot(ours["disk"] if ours else last), vm)
     except InvalidArgument as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sql
 
-from nbdresize.control import intents, names, operations, records, recovery, snapshot_records
+from nbdresize.control import intents, names, operations, pool, records, recovery, snapshot_records
 from nbdresize.control.catalog_records import account_of
 from nbdresize.control.disks import check_flexible, protected, reread, told, undo_after
 from nbdresize.control.fence import fenced
@@ -81,13 +81,20 @@ class _Rollback:
         with ExitStack() as fences:
             for disk in _present(entry, snapshot):
                 fences.enter_context(fenced(self.site, disk, disconnect=self.disconnect))
-            entry = self._change()
+            entry = self._change(self._copied(snapshot))
         self.task.publish(self.site.state, [f"{self.vm}/{each.name}" for each in snapshot.disks])
         with self.site.ledger.reading() as connection:
             done = operations.outcome_of(connection, self.task.request)
             entry = visible(records.read_vm(connection, self.vm), self.vm)
         assert done is not None
         return told(entry, self.task.request, done)
+
+    def _copied(self, snapshot: Snapshot) -> int:
+        """The bytes that are there twice while the disks are brought back: copies that share no blocks."""
+        copies = [each for each in snapshot.disks if not each.shared]
+        return sum(
+            each.size if each.preallocated else self.site.pool.volume(each.volume).allocated() for each in copies
+        )
 
     def _decide(self, connection: sql.Connection) -> tuple[Entry, Snapshot]:
         """The VM and the snapshot, where it may be brought back."""
@@ -107,9 +114,11 @@ class _Rollback:
             raise account.refuse(f"Bringing the disks of VM {self.vm} back to {format_size(snapshot.size)}", more)
         return entry, snapshot
 
-    def _change(self) -> Entry:
-        taken = self.site.pool.names()
+    def _change(self, copied: int) -> Entry:
+        """`copied` bytes of the pool are needed until the disks' own volumes have been replaced."""
+        taken, measured = self.site.pool.names(), pool.measured(self.site)
         with self.task.stage("ledger"), self.site.ledger.deciding() as connection:
+            pool.check_room(connection, measured, f"Copying the disks of snapshot {self.name}", copied)
             entry, intent, snapshot = self._promise(connection, taken)
         try:
             with self.task.stage("copy"):

@@ -35,6 +35,13 @@ def test_all_is_well(web1: Command) -> None:
     assert web1("check", "--repair", "--yes").ok().out.endswith(": all is well\n")
 
 
+def test_a_warning_is_not_all_well(web1: Command) -> None:
+    web1("pool", "update", "--capacity", "1M", "--overcommit", "1").ok()
+    answer = web1("check").ok().out.splitlines()
+    assert answer[0].startswith("warning: pool: ")
+    assert answer[-1].endswith(" and 0 servers: nothing is wrong, 1 warning")
+
+
 def test_what_is_wrong_is_one_line_and_an_exit_code(inside: Inside, web1: Command, orphan: Path) -> None:
     answer = inside("check")
     error = answer.failed(16, "Inconsistent")

@@ -97,7 +97,7 @@ def test_a_budget_beside_a_document_with_a_package_is_refused(packaged: Inside, 
 
 
 def test_the_updates_of_the_rfd_through_standard_input(web1: Command) -> None:
-    path = "/dev/zvol/rdsk/zones/926b8205-4b16-6ec4-f9ad-9883a8c84ce1/disk0"
+    path = "/dev/zvol/rdsk/zones/web1/disk0"
     web1("vm", "update", "web1", "--disk-space", "300G").ok()
 
     def update(**keys: object) -> Answer:

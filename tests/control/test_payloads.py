@@ -13,7 +13,7 @@ from nbdresize.errors import InvalidArgument
 from nbdresize.units import MAX_SIZE, REMAINING, SizeRequest
 
 MIB = 1 << 20
-ZVOL = "/dev/zvol/rdsk/zones/926b8205-4b16-6ec4-f9ad-9883a8c84ce1"
+ZVOL = "/dev/zvol/rdsk/zones/web1"
 
 
 def mib(number: int) -> SizeRequest:
@@ -99,7 +99,9 @@ def test_a_disk_is_named_by_the_end_of_a_path(path: str) -> None:
     assert update({"remove_disks": [path]}) == DiskChanges(remove=(1,))
 
 
-@pytest.mark.parametrize("path", ["web2/disk1", "/srv/volumes/web2-disk1-0123abcd.raw"])
+@pytest.mark.parametrize(
+    "path", ["web2/disk1", "/srv/volumes/web2-disk1-0123abcd.raw", "/dev/zvol/rdsk/zones/web2/disk1"]
+)
 def test_a_path_that_names_another_vm_is_refused(path: str) -> None:
     """Else a document for another VM costs this one a disk."""
     for document in ({"remove_disks": [path]}, {"update_disks": [{"path": path, "size": 1}]}):

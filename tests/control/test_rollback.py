@@ -366,3 +366,23 @@ def test_a_lease_file_is_all_that_stands_for_a_client(pool: Control) -> None:
     pool.rollback("web1", "before")
     assert contents(pool) == before
     assert problems(pool.state) == []
+
+
+def test_copies_in_full_need_room_in_the_pool_while_they_last(tmp_path: Path) -> None:
+    """Else another VM, within its budget, would find the file system full."""
+    with mounted("tmpfs", tmp_path) as point, Control.open(StateDirectory(point / "state")) as control:
+        control.update_pool(overcommit="unlimited")
+        vm = make_vm(control, SIZE, SIZE)
+        for disk in vm.disks:
+            write(control, disk, os.urandom(MIB), MIB)
+        control.create_snapshot("web1", "before")
+        overwrite(control)
+        now = contents(control)
+        control.update_pool(capacity=BUDGET + 2 * MIB - 4096, overcommit="1")
+        with pytest.raises(InsufficientSpace, match="Copying the disks of snapshot before needs 2 MiB of the pool"):
+            control.rollback("web1", "before")
+        assert contents(control) == now
+        assert leftovers(control.state) == []
+        control.update_pool(capacity=BUDGET + 2 * MIB)
+        control.rollback("web1", "before")
+        assert contents(control) != now

@@ -92,7 +92,7 @@ def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
         state = StateDirectory(point / "state")
         Control.open(state).close()
         run("mount", "-o", "remount,ro", point)
-        assert "Read-only file system" in refused(state)
+        assert "Read-only file system: remount its file system for writing" in refused(state)
         assert "Read-only file system" in refused(StateDirectory(point / "new"))
         run("mount", "-o", "remount,rw", point)
         Control.open(state).close()
