@@ -12,6 +12,7 @@ import pytest
 
 from nbdresize.control import admin_client
 from nbdresize.control.control import Control
+from nbdresize.errors import ResourceInUse
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu.growing import grow_disk
 from nbdresize.guests.qemu.monitor import Monitor
@@ -111,7 +112,7 @@ def test_whoever_asks_is_killed_at_any_step_and_the_next_one_finishes(
             assert machine.size("d0") == grown.size
             assert len(machine.nodes()) == count, f"after change {number}: {machine.nodes().keys()}"
             number += 1
-        assert number >= 6
+        assert number >= 4
 
 
 # Requests in flight
@@ -244,6 +245,44 @@ def test_a_fresh_connection_has_the_key_of_the_old_one(tmp_path: Path) -> None:
         vm = site.make_vm()
         arguments = ["-object", creds, *nbd(site.unix, f"{vm}/disk0", more="tls-creds=tls0"), *raw()]
         with Machine(*arguments, *virtio_blk("f0"), directory=tmp_path) as machine:
+            for _ in range(2):
+                site.grow(machine, vm)
+            assert machine.size("d0") == 3 * SIZE
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_disk_plugged_in_later_has_its_certificates_or_is_left_alone(threads: bool, tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path / "pki")
+    arguments = ["-object", f"tls-creds-x509,id=tls0,endpoint=client,dir={certificates}"]
+    arguments += ["-object", "iothread,id=io0"] if threads else []
+    (tmp_path / "site").mkdir()
+    with serving(tmp_path / "site", "native", "--tls", certificates) as site:
+        vm = site.make_vm()
+        with Machine(*arguments, directory=tmp_path) as machine:
+            server = {"type": "inet", "host": "localhost", "port": site.port}
+            node = {"driver": "nbd", "node-name": "n0", "server": server, "export": f"{vm}/disk0", "tls-creds": "tls0"}
+            machine.execute("blockdev-add", node)
+            machine.execute("device_add", {"driver": "virtio-blk-pci", "drive": "n0", "id": "d0"})
+            if threads:
+                with pytest.raises(ResourceInUse, match="uses TLS can't be told while it runs"):
+                    site.grow(machine, vm)
+                assert set(machine.nodes()) == {"n0"}
+            else:
+                for _ in range(2):
+                    site.grow(machine, vm)
+                assert machine.size("d0") == 3 * SIZE
+                assert len(machine.nodes()) == 1
+
+
+@pytest.mark.parametrize("beside", [",file.tls-creds=tls0", ",file.tls-creds=tls0,file.tls-hostname=localhost"])
+def test_a_legacy_drive_has_its_certificates(beside: str, tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path / "pki")
+    creds = f"tls-creds-x509,id=tls0,endpoint=client,dir={certificates}"
+    (tmp_path / "site").mkdir()
+    with serving(tmp_path / "site", "native", "--tls", certificates) as site:
+        vm = site.make_vm()
+        drive = f"file=nbd://localhost:{site.port}/{vm}/disk0,if=none,id=old,format=raw{beside}"
+        with Machine("-object", creds, "-drive", drive, *virtio_blk("old"), directory=tmp_path) as machine:
             for _ in range(2):
                 site.grow(machine, vm)
             assert machine.size("d0") == 3 * SIZE

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from nbdresize.control.control import Control
 from nbdresize.errors import PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests.qemu.growing import grow_disk
+from nbdresize.units import SizeRequest
 from tests.guests.machine import Machine
 from tests.guests.site import SIZE, Site, nbd, raw, serving, virtio_blk, virtio_scsi
 from tests.peers import run
@@ -351,6 +353,20 @@ def test_another_vm_is_told_what_nodes_there_are(native: Site, tmp_path: Path) -
         pytest.raises(ResourceNotFound, match="no block nodes at all"),
     ):
         native.tell(machine, native.news(vm))
+
+
+def test_a_job_on_the_disk_of_a_vm_with_a_longer_name_is_no_obstacle(native: Site, tmp_path: Path) -> None:
+    vm = native.make_vm()
+    with Control.open(native.state) as control:
+        control.create_vm(f"my{vm}", SIZE, [SizeRequest(exact=SIZE)])
+    arguments = nbd(native.unix, f"my{vm}/disk0", "n1") + raw("f1", "n1") + virtio_blk("f1", "d1")
+    arguments += nbd(native.unix, f"{vm}/disk0") + raw() + virtio_blk("f0")
+    with Machine(*arguments, directory=tmp_path) as machine:
+        machine.execute("blockdev-add", {"driver": "null-co", "node-name": "target", "size": SIZE})
+        mirror = {"job-id": "copying", "device": "f1", "target": "target", "sync": "full", "speed": 1}
+        machine.execute("blockdev-mirror", mirror)
+        native.grow(machine, vm)
+        assert machine.size("d0") == 2 * SIZE
 
 
 def test_a_node_without_a_device_is_told_of(native: Site, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """Finding the nodes of a disk in a running QEMU."""
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbdresize.errors import ResourceInUse, ResourceNotFound
+from nbdresize.errors import PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests.model import DiskNews
-from nbdresize.guests.qemu import options
+from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
 from nbdresize.guests.qemu.graph import OURS, Chain, Graph, Node
 from nbdresize.guests.qemu.monitor import Monitor, Refused
@@ -18,10 +17,15 @@ _MOST_SHOWN = 8
 
 @dataclass(frozen=True)
 class Attached:
-    """A disk in QEMU: the chain of nodes that a device uses, and all options told of its `nbd` node."""
+    """A disk in QEMU: the chain of nodes that a device uses, and all options told of its `nbd` node.
+
+    `known` is how the command line describes that one, and `started_with` all that the command line describes.
+    """
 
     chain: Chain
     options: Mapping[str, Any]
+    known: command_line.Described | None
+    started_with: tuple[command_line.Described, ...]
 
 
 @dataclass(frozen=True)
@@ -43,31 +47,91 @@ def read_graph(monitor: Monitor) -> Graph:
 def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> Found:
     """Where QEMU has this disk attached; what killed attempts have left in it is gone then.
 
-    Raises ResourceNotFound, which names the nodes that there are, and ResourceInUse where a block job uses the disk.
+    Raises ResourceNotFound, which names the nodes that there are, and ResourceInUse where a block job uses the disk,
+    or where it can't be told how to connect once more.
     """
     graph = _tidied(monitor)
-    _check_jobs(graph, disk)
+    of_export = _of_export(graph, disk.export)
+    _check_jobs(graph, disk, of_export)
+    used = [(node, told) for node, told in of_export if graph.used(node.name)]
+    ours = [(node, told) for node, told in used if addresses.serve(options.server(told))]
+    if not ours:
+        raise _not_found(monitor, graph, disk, of_export)
+    started_with = command_line.of_process(monitor.pid)
     attached: list[Attached] = []
-    elsewhere: list[Node] = []
-    for node, told in _exactly(monitor, graph, disk.export):
-        if options.export(told) != disk.export:
-            continue
-        if addresses.serve(options.server(told)):
-            attached.append(Attached(graph.chain(node.name), told))
-        else:
-            elsewhere.append(node)
-    if not attached:
-        raise _not_found(monitor, graph, disk, elsewhere)
+    for node, told in ours:
+        known = command_line.find_nbd(
+            started_with, node.name, lambda export, server: export == disk.export and addresses.serve(server)
+        )
+        whole = told if options.told(node.filename) else _whole(monitor, graph, node, told, known)
+        attached.append(Attached(graph.chain(node.name), whole, known, started_with))
     return Found(graph, tuple(attached))
 
 
-def _check_jobs(graph: Graph, disk: DiskNews) -> None:
-    """Raises ResourceInUse where a block job uses what may be this disk.
+def _of_export(graph: Graph, export: str) -> list[tuple[Node, Mapping[str, Any]]]:
+    """The `nbd` nodes of exports of that name, on whichever server, with what their file names tell."""
+    found: list[tuple[Node, Mapping[str, Any]]] = []
+    for node in graph.nodes.values():
+        if node.driver == "nbd":
+            told = options.told(node.filename) or options.short(node.filename, export)
+            if told is not None and options.export(told) == export:
+                found.append((node, told))
+    return found
+
+
+def _whole(
+    monitor: Monitor, graph: Graph, node: Node, told: Mapping[str, Any], known: command_line.Described | None
+) -> Mapping[str, Any]:
+    """All options of a node whose short name does not tell of TLS. Raises ResourceInUse where nothing else does."""
+    if known is not None:
+        return {**known.options, "server": options.server(known.options)}
+    for above in graph.above(node.name):
+        if (inner := _innermost(options.told(above.filename))) is not None:
+            return inner
+    if not any("<tls-creds-" in each["type"] for each in monitor.execute("qom-list", {"path": "/objects"})):
+        return told
+    if monitor.execute("query-iothreads"):
+        # QEMU 7.2 aborts, one time in twenty, where a node is put on one whose requests an iothread carries out.
+        raise ResourceInUse(
+            f"Whether the node {node.name} of QEMU uses TLS can't be told while it runs",
+            "the guest sees the new size at its next start; put the node on QEMU's command line, with -blockdev",
+        )
+    return _looked_at(monitor, node)
+
+
+def _innermost(told: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The options of the `nbd` node at the bottom of those of another one."""
+    while told is not None and told.get("driver") != "nbd":
+        below = told.get("file")
+        told = below if isinstance(below, Mapping) else None
+    return told
+
+
+def _looked_at(monitor: Monitor, node: Node) -> Mapping[str, Any]:
+    """All options that QEMU tells of a node, once one without a short name rests on it: a `raw` one with an offset.
+
+    Nothing uses that one, it takes no permission, no request ever passes through it, and it is removed at once.
+    """
+    name = fresh_name()
+    monitor.execute(
+        "blockdev-add", {"driver": "raw", "node-name": name, "offset": 0, "read-only": True, "file": node.name}
+    )
+    try:
+        found = _innermost(options.told(_file_names(monitor)[name]))
+    finally:
+        remove(monitor, name)
+    if found is None:
+        raise PeerFailed(f"QEMU does not tell the options of the node {node.name}")
+    return found
+
+
+def _check_jobs(graph: Graph, disk: DiskNews, nodes: Sequence[tuple[Node, Mapping[str, Any]]]) -> None:
+    """Raises ResourceInUse where a block job uses one of these nodes.
 
     Checked before a single node is added: each change of the graph waits for the requests in flight, and those of a
     job with a speed limit can hold all of QEMU 7.2 up until the limit lets them through.
     """
-    for node in _likely(graph, disk.export):
+    for node, _ in nodes:
         if jobs := graph.jobs(node.name):
             raise ResourceInUse(
                 f"The block job {jobs[0]} of QEMU uses {disk.export}",
@@ -107,62 +171,20 @@ def _file_names(monitor: Monitor) -> dict[str, str]:
     return {told["node-name"]: told["image"].get("filename", "") for told in nodes}
 
 
-def _exactly(monitor: Monitor, graph: Graph, export: str) -> Iterator[tuple[Node, Mapping[str, Any]]]:
-    """The `nbd` nodes under a device that may be of that export, each with all its options that QEMU tells."""
-    likely = [node for node in _likely(graph, export) if graph.used(node.name)]
-    with _looking_at(monitor, [node for node in likely if _short(node)]) as looking:
-        told = _file_names(monitor) if looking else {}
-    for node in likely:
-        found = options.told(told[looking[node.name]]) if node.name in looking else None
-        own = found.get("file") if found else options.told(node.filename)
-        if isinstance(own, Mapping):
-            yield node, own
-
-
-def _likely(graph: Graph, export: str) -> list[Node]:
-    """The `nbd` nodes whose file name does not rule out that they are of that export."""
-    return [
-        node for node in graph.nodes.values() if node.driver == "nbd" and (export in node.filename or not _short(node))
-    ]
-
-
-def _short(node: Node) -> bool:
-    return options.told(node.filename) is None
-
-
-@contextmanager
-def _looking_at(monitor: Monitor, nodes: list[Node]) -> Iterator[dict[str, str]]:
-    """Names of nodes put on those, by their names, for as long as the block runs.
-
-    A `raw` node with an explicit offset has no short name: QEMU tells all options of what is below it. Nothing uses
-    it, it takes no permission, and no request ever passes through it. Only for nodes that a device uses: QEMU 7.2
-    aborts where one is put on an unused node that belongs to an iothread.
-    """
-    names: dict[str, str] = {}
-    try:
-        for node in nodes:
-            name = fresh_name()
-            look = {"driver": "raw", "node-name": name, "offset": 0, "read-only": True, "file": node.name}
-            monitor.execute("blockdev-add", look)
-            names[node.name] = name
-        yield names
-    finally:
-        for name in names.values():
-            remove(monitor, name)
-
-
-def _not_found(monitor: Monitor, graph: Graph, disk: DiskNews, elsewhere: list[Node]) -> ResourceNotFound:
+def _not_found(
+    monitor: Monitor, graph: Graph, disk: DiskNews, nodes: Sequence[tuple[Node, Mapping[str, Any]]]
+) -> ResourceNotFound:
+    """Why none of these nodes, which have the name of the disk's export, is the disk as a device uses it."""
     problem = f"No device of the QEMU at {monitor.path} uses {disk.export}"
-    unused = [node.name for node in _likely(graph, disk.export) if not graph.used(node.name)]
-    if elsewhere:
-        node = elsewhere[0]
-        ours = ", ".join(disk.servers) or "none that runs"
-        return ResourceNotFound(
-            f"{problem} of our servers ({ours}): its node {node.name} is connected to {node.filename}",
-            "start the server that it was attached to, or attach the right QEMU with nbdresize guest attach",
-        )
-    if unused:
-        return ResourceNotFound(f"{problem}, though it has the node {unused[0]}", "plug a device with that node in")
+    for node, _ in nodes:
+        if graph.used(node.name):
+            ours = ", ".join(disk.servers) or "none that runs"
+            return ResourceNotFound(
+                f"{problem} of our servers ({ours}): its node {node.name} is connected to {node.filename}",
+                "start the server that it was attached to, or attach the right QEMU with nbdresize guest attach",
+            )
+    for node, _ in nodes:
+        return ResourceNotFound(f"{problem}, though it has the node {node.name}", "plug a device with that node in")
     there = [f"{node.name} ({node.filename or node.driver})" for node in graph.nodes.values() if node.driver == "nbd"]
     there = there or [f"{node.name} ({node.driver})" for node in graph.nodes.values()]
     more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""

@@ -52,7 +52,7 @@ def described(arguments: Sequence[str]) -> tuple[Described, ...]:
         if option == "blockdev":
             found += _nodes(nested(_parsed(value, "driver")), ())
         elif option == "drive":
-            found += _drive(nested(_parsed(value, "")))
+            found += _drive(_parsed(value, ""))
     return tuple(found)
 
 
@@ -68,11 +68,13 @@ def of_process(pid: int | None) -> tuple[Described, ...]:
 
 
 def find_nbd(nodes: Sequence[Described], name: str, same: ServedBy) -> Described | None:
-    """The `nbd` node of that name, else the one of the same export: after a grow, its name is another."""
-    ours = [node for node in nodes if node.options.get("driver") == "nbd"]
-    named = [node for node in ours if node.name == name]
-    matching = [node for node in ours if same(export(node.options), server(node.options))]
-    return next(iter(named or matching), None)
+    """The `nbd` node of the same export: the one of that name, else any, since after a grow the name is another."""
+    matching = [
+        node
+        for node in nodes
+        if node.options.get("driver") == "nbd" and same(export(node.options), server(node.options))
+    ]
+    return next((node for node in matching if node.name == name), next(iter(matching), None))
 
 
 def find_above(nodes: Sequence[Described], name: str, driver: str, below: Described | None) -> Described | None:
@@ -114,20 +116,20 @@ def _nodes(options: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[Descr
         yield from _nodes(child, (*above, name))
 
 
-def _drive(options: dict[str, Any]) -> Iterator[Described]:
-    """A legacy drive: without a format it is probed, which gives `raw`, and its file may be a URI."""
+def _drive(flat: Mapping[str, Any]) -> Iterator[Described]:
+    """A legacy drive: without a format it is probed, which gives `raw`; its file may be a URI, with options beside."""
+    uri = flat.get(_CHILD)
+    options = nested({key: value for key, value in flat.items() if key != _CHILD})
     driver = options.get("driver") or options.get("format") or "raw"
-    file = options.get(_CHILD)
-    child = {**file} if isinstance(file, Mapping) else {}
-    if isinstance(file, str):
-        child = _from_uri(file)
-    name = str(options.get("id", ""))
+    beside = options.get(_CHILD)
+    child = {**(_from_uri(uri) if isinstance(uri, str) else {}), **(beside if isinstance(beside, Mapping) else {})}
+    name = str(options.get("node-name", ""))
     if driver == "nbd":
-        yield Described(str(options.get("node-name", "")), {**child, **options, "driver": "nbd"}, ())
+        yield Described(name, {**child, **options, "driver": "nbd"})
         return
-    node = {**options, "driver": driver, _CHILD: child}
-    yield Described(str(options.get("node-name", "")), node, (name,))
-    yield from _nodes(child, (name, str(options.get("node-name", ""))))
+    drive = str(options.get("id", ""))
+    yield Described(name, {**options, "driver": driver, _CHILD: child}, (drive,))
+    yield from _nodes(child, (drive, name))
 
 
 def _from_uri(uri: str) -> dict[str, Any]:

@@ -62,11 +62,10 @@ def grow_disk(monitor: Monitor, disk: DiskNews) -> Grown:
     """
     start = time.monotonic()
     _check_version(monitor)
-    addresses = Addresses(disk.servers, monitor.pid)
-    found = find(monitor, disk, addresses)
+    found = find(monitor, disk, Addresses(disk.servers, monitor.pid))
     for each in found.attached:
         _check(each.chain, disk)
-    changes = [_Growing(monitor, disk, addresses, found.graph, each).grow() for each in found.attached]
+    changes = [_Growing(monitor, disk, found.graph, each).grow() for each in found.attached]
     graph = read_graph(monitor)
     chains = [graph.chain(change.bottom) for change in changes]
     size = _confirmed(chains, disk)
@@ -129,7 +128,6 @@ class _Growing:
 
     monitor: Monitor
     disk: DiskNews
-    addresses: Addresses
     graph: Graph
     attached: Attached
 
@@ -163,13 +161,12 @@ class _Growing:
 
     def _switch(self, chain: Chain) -> _Change:
         """Put a fresh connection under the device. Where that fails, what was added is removed again."""
-        started_with = command_line.of_process(self.monitor.pid)
-        below = command_line.find_nbd(started_with, chain.bottom.name, self._is_ours)
+        below = self.attached.known
         added = [self._add(_fresh_nbd(chain.bottom, self.attached.options, below))]
         try:
             for node, lower in zip(chain.nodes[1:], chain.nodes, strict=False):
                 self._check_alone(lower)
-                known = command_line.find_above(started_with, node.name, node.driver, below)
+                known = command_line.find_above(self.attached.started_with, node.name, node.driver, below)
                 upper = _above(node, known, added[-1])
                 if node.named and node.driver in _REOPENED:
                     self.monitor.execute("blockdev-reopen", {"options": [{**upper, "node-name": node.name}]})
@@ -184,9 +181,6 @@ class _Growing:
                     remove(self.monitor, name)
             raise
         return _Change(added[0], "a fresh connection under the device")
-
-    def _is_ours(self, export: str, server: Mapping[str, Any]) -> bool:
-        return export == self.disk.export and self.addresses.serve(server)
 
     def _add(self, node: Mapping[str, Any]) -> str:
         name = fresh_name()

@@ -53,5 +53,21 @@ def server(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "inet", "host": options.get("host", ""), "port": str(options.get("port", 10809))}
 
 
+def short(filename: str, export: str) -> dict[str, Any] | None:
+    """The options behind an nbd node's short name, where it is of that export; None where it is not.
+
+    The short name is not escaped: what stands where in it can be told only by who knows the export.
+    """
+    unix, tcp = f"nbd+unix:///{export}?socket=", "nbd://"
+    if filename.startswith(unix):
+        address: dict[str, Any] = {"type": "unix", "path": filename.removeprefix(unix)}
+    elif filename.startswith(tcp) and filename.endswith(f"/{export}"):
+        host, _, port = filename.removeprefix(tcp).removesuffix(f"/{export}").rpartition(":")
+        address = {"type": "inet", "host": host, "port": port}
+    else:
+        return None
+    return {"driver": "nbd", "server": address, "export": export}
+
+
 def export(options: Mapping[str, Any]) -> str:
     return str(options.get("export", ""))
