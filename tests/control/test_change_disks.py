@@ -37,7 +37,7 @@ from tests.filesystems import mounted
 
 MIB = 1 << 20
 GIB = 1 << 30
-ZVOL = "/dev/zvol/rdsk/zones/926b8205-4b16-6ec4-f9ad-9883a8c84ce1"
+ZVOL = "/dev/zvol/rdsk/zones/vm"
 
 
 def mib(number: int) -> SizeRequest:

@@ -24,7 +24,7 @@ GUEST_FILES = {"init": HERE / "init.py"}
 
 KERNEL = "linux-image-cloud-amd64"
 PACKAGES = (
-    *("cloud-guest-utils", "fdisk", "gdisk", "iproute2", "kmod", "lvm2"),
+    *("cloud-guest-utils", "fdisk", "gdisk", "iproute2", "kmod", "libatm1", "lvm2"),
     *("nbd-client", "parted", "qemu-guest-agent", "udev"),
 )
 """Debian packages that are in the image with all of their files, and with what they depend on."""
