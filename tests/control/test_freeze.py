@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -265,12 +266,14 @@ def test_clients_of_a_server_that_nobody_finds_are_told_of(site: Site, disks: tu
             pytest.fail("an instant without the server")
 
 
-def ended(pid: int) -> bool:
-    """Whether a process has ended, also where nobody has asked yet how: it may be an orphan that nobody adopts."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+def refuses(path: Path) -> bool:
+    """Whether nobody listens on the socket any more."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def test_a_server_that_was_killed_stands_in_nobodys_way(site: Site, disks: tuple[Disk, ...], tmp_path: Path) -> None:
@@ -278,8 +281,9 @@ def test_a_server_that_was_killed_stands_in_nobodys_way(site: Site, disks: tuple
         (site.state.run / "1-00000000.admin").touch()  # what a server left that was killed while it was made
         with serving(site, tmp_path / "other") as other:
             [worker] = other.workers()
+            [left] = site.state.run.glob(f"{worker}-*.admin")
             os.kill(other.pid, signal.SIGKILL)
-            until(lambda: ended(worker), what="the other worker to end with its supervisor")
+            until(lambda: refuses(left), what="the other worker to end with its supervisor")
         with instant(site, disks) as now:
             assert now.servers == 1
 
