@@ -19,12 +19,13 @@ BELOW: dict[str, set[str]] = {
     "storage": set(),
     "protocol": set(),
     "client": {"protocol"},
+    "loads": {"client", "protocol"},
     "control": {"storage"},
     "export": {"control", "storage", "protocol"},
     "serving": {"control"},
     "server": {"export", "control", "storage", "protocol", "serving"},
     "guests": {"control", "client", "protocol", "storage"},
-    "cli": {"guests", "server", "serving", "client", "export", "control", "storage", "protocol"},
+    "cli": {"guests", "server", "serving", "loads", "client", "export", "control", "storage", "protocol"},
     "plugins": {"export", "control"},
 }
 # Of a folder below, only these modules.
