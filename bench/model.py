@@ -83,13 +83,15 @@ class Spread:
 class Comparison:
     """A row measured: each server's rounds, in order; round N of one stands beside round N of the others.
 
-    `refused` says why nothing can be concluded (a spread too wide), and is empty otherwise.
+    `refused` says why nothing can be concluded (a spread too wide), and is empty otherwise. `unsteady` says it for
+    single servers and measures, where something can be concluded from the rest: server -> measure -> why.
     """
 
     row: str
     samples: dict[str, list[Sample]]
     targets: tuple[Target, ...] = ()
     refused: str = ""
+    unsteady: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
