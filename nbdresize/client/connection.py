@@ -1,20 +1,17 @@
 """A connection to one export of an NBD server."""
 
-import ssl
 import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
-from nbdresize.client.deadline import Deadline
-from nbdresize.client.dialing import dial
-from nbdresize.client.exchange import Exchange, failure
-from nbdresize.client.handshake import Chooser, Negotiation, the_export
+from nbdresize.client.exchange import Exchange
+from nbdresize.client.handshake import Chooser, the_export
+from nbdresize.client.opening import open_export
 from nbdresize.client.resizing import Resizing
-from nbdresize.client.stream import Stream
-from nbdresize.client.uri import Target, parse_uri
+from nbdresize.client.uri import parse_uri
 from nbdresize.client.values import Extent, Size
-from nbdresize.errors import InvalidArgument, NotAuthorized, PeerFailed
+from nbdresize.errors import InvalidArgument, NotAuthorized
 from nbdresize.protocol.constants import (
     NBD_CMD_BLOCK_STATUS,
     NBD_CMD_FLAG_FUA,
@@ -31,7 +28,6 @@ from nbdresize.protocol.constants import (
 from nbdresize.protocol.export_info import MAX_EXPORT_SIZE, BlockSizes
 from nbdresize.protocol.negotiated import Mode, Negotiated
 from nbdresize.protocol.reply_check import BlockStatus, Data, ReplyEvent
-from nbdresize.protocol.violation import ProtocolViolation
 
 TIMEOUT = 10.0
 CHECK_SECONDS = 30.0
@@ -57,7 +53,7 @@ class Connection:
         has no such export, NotAuthorized where this client may not use it, and PeerFailed."""
         _check_timeout(timeout)
         self.target = parse_uri(uri)
-        stream, self._negotiated = _open(self.target, timeout, choose)
+        stream, self._negotiated = open_export(self.target, timeout, choose)
         self._exchange = Exchange(stream, self._negotiated, self.target.shown, timeout)
         self._resizing = Resizing(self._exchange, self._negotiated.export, self.disk)
 
@@ -235,33 +231,3 @@ class Connection:
 def _check_timeout(seconds: float) -> None:
     if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise InvalidArgument(f"A time limit of {seconds} s", "give some seconds")
-
-
-def _open(target: Target, timeout: float, choose: Chooser) -> tuple[Stream, Negotiated]:
-    """Connect and negotiate, `timeout` seconds for all of it."""
-    deadline = Deadline(timeout)
-    try:
-        stream = Stream(dial(target, deadline))
-        try:
-            negotiation = Negotiation(stream, target, deadline)
-            negotiation.begin()
-            return stream, choose(negotiation)
-        except BaseException:
-            stream.close()
-            raise
-    except TimeoutError:
-        raise PeerFailed(
-            f"No NBD server answered at {target.shown} within {timeout:g} s", "check that it runs, or give --timeout"
-        ) from None
-    except ssl.SSLCertVerificationError as error:
-        raise PeerFailed(
-            f"The certificate of the server at {target.shown} is not accepted ({error.verify_message})",
-            "tls-certificates=DIR in the URI names the authority that counts, and the host must be the certificate's",
-        ) from error
-    except ProtocolViolation as violation:
-        raise failure(violation, target.shown, timeout) from violation
-    except OSError as error:
-        raise PeerFailed(
-            f"The server at {target.shown} can't be used ({error.strerror or error})",
-            "check that it runs, and what its log says",
-        ) from error

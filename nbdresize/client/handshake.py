@@ -44,15 +44,17 @@ class Negotiation:
         self._machine = ClientHandshake()
         self._fixed = False
 
-    def begin(self) -> None:
-        """Greet, set up TLS, and agree on the best form of replies that the server has."""
+    def begin(self, best: Mode = Mode.EXTENDED) -> None:
+        """Greet, set up TLS, and agree on the best form of replies that the server has, up to `best`."""
         greeted = self._receive()
         assert isinstance(greeted, Greeted)
         self._fixed = greeted.fixed
         self._stream.send(greeted.data, self._deadline)
         if self.target.tls is not None:
             self._start_tls()
-        if self._fixed and self._ask(self._machine.extended_headers()).error:
+        if not self._fixed or best is Mode.SIMPLE:
+            return
+        if best is Mode.STRUCTURED or self._ask(self._machine.extended_headers()).error:
             self._ask(self._machine.structured_replies())
 
     def about(self, export: str) -> Answered:

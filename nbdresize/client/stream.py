@@ -27,6 +27,11 @@ class Stream:
         self._socket = sock
         self._secured: ssl.SSLSocket | None = None
 
+    @property
+    def socket(self) -> socket.socket:
+        """What carries it, TLS included: for whoever goes on by other means."""
+        return self._socket
+
     def start_tls(self, context: ssl.SSLContext, hostname: str | None, deadline: Deadline) -> None:
         """Go on inside TLS; `hostname` for the server to choose its certificate by."""
         self._socket.settimeout(deadline.remaining())
