@@ -1,110 +1,188 @@
-"""How long after a resize each subscriber knows the new size: milliseconds after the reply to whoever resized.
+"""How soon each of many subscribers knows a new size: seconds after the reply to whoever resized.
 
-    .venv/bin/python bench/subscribers.py
-    .venv/bin/python bench/subscribers.py --clients 10 --changes 50
-
-A disk of a ledger is grown step by step over NBD while clients watch it; every one of them is told each size, since
-the steps are slow enough not to be told together. Negative: told before the one who asked.
+A disk is grown step by step while clients watch it, each on a connection of its own; the steps are slow enough for
+each size to be told by itself. One loop receives for all of them and notes the time first, so that what is measured
+is the server's delay, and not how fast this process gets round. Negative: told before the one who asked.
 """
 
-import argparse
-import statistics
-import subprocess
-import sys
-import tempfile
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from urllib.parse import quote
+from dataclasses import dataclass, field
 
-from nbdresize.client import connect
-from nbdresize.config import StateDirectory
-from nbdresize.control.control import Control
-from nbdresize.units import SizeRequest
+from bench.ledger_disk import MIB, wait_until
+from nbdresize.client import connect_resizable
+from nbdresize.client.deadline import Deadline
+from nbdresize.client.dialing import dial
+from nbdresize.client.handshake import Negotiation
+from nbdresize.client.stream import Stream
+from nbdresize.client.uri import parse_uri
+from nbdresize.errors import PeerFailed
+from nbdresize.protocol.constants import NBD_CMD_FLAG_NOTIFY, NBD_CMD_READ, NBD_CMD_RESIZE
+from nbdresize.protocol.replies import ReplyStream
+from nbdresize.protocol.reply_check import Data, Done, SizeTold
+from nbdresize.protocol.size_record import (
+    RECORD_LENGTH,
+    RECORD_OFFSET,
+    SIZE_SUFFIX,
+    WAITING_RECORD_OFFSET,
+    parse_record,
+)
+from nbdresize.protocol.transmission import Request
 
-_MIB = 1 << 20
-_STEP_SECONDS = 0.15
+CLIENTS = (1, 10, 100)
+_STEP = 0.15
 _PATIENCE = 30.0
+_LOOK_EVERY = 0.1
+
+
+@dataclass(frozen=True)
+class Way:
+    """How subscribers are told: by the RESIZE command, or by reads of the size export that wait."""
+
+    name: str
+    front: str
+    by_command: bool
+    quick: bool = False
+
+
+WAYS = (
+    Way("native's RESIZE command", "native", by_command=True, quick=True),
+    Way("native's size export", "native", by_command=False),
+    Way("nbdkit's size export", "nbdkit", by_command=False, quick=True),
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """The delays, of `expected` at most: one that is late is told together with the next size."""
+
+    seconds: list[float]
+    expected: int
+
+
+def delays(uri: str, way: Way, clients: int, changes: int) -> Told:
+    """Grow the disk `changes` times while so many clients watch it."""
+    with _watching(uri, way, clients) as watchers, connect_resizable(uri) as resizer:
+        start = resizer.query().size
+        sizes = [start + number * MIB for number in range(1, changes + 1)]
+        replied: dict[int, float] = {}
+        watchers.wait_for(start)
+        for size in sizes:
+            wait_until(time.monotonic() + _STEP)
+            resizer.resize(size)
+            replied[size] = time.monotonic()
+        watchers.wait_for(sizes[-1])
+        heard = [(each.heard, size) for each in watchers.all for size in sizes]
+    return Told([times[size] - replied[size] for times, size in heard if size in times], clients * changes)
+
+
+@dataclass
+class _Subscriber:
+    """One connection, and when it was told which size."""
+
+    connection: socket.socket
+    replies: ReplyStream
+    by_command: bool
+    heard: dict[int, float] = field(default_factory=dict)
+    cookie: int = 0
+
+    def ask(self, *, first: bool) -> None:
+        """Subscribe, or send the next read that waits; the first one does not."""
+        self.cookie += 1
+        if self.by_command:
+            request = Request(NBD_CMD_FLAG_NOTIFY, NBD_CMD_RESIZE, self.cookie, 0, 0)
+        else:
+            offset = RECORD_OFFSET if first else WAITING_RECORD_OFFSET
+            request = Request(0, NBD_CMD_READ, self.cookie, offset, RECORD_LENGTH)
+        self.connection.sendall(self.replies.request(request))
+
+    def take(self, data: bytes, now: float) -> None:
+        for event in self.replies.feed(data):
+            if isinstance(event, SizeTold):
+                self.heard.setdefault(event.size.size, now)
+            elif isinstance(event, Data):
+                self.heard.setdefault(parse_record(event.data).size, now)
+            elif isinstance(event, Done):
+                if event.errors or self.by_command:
+                    raise PeerFailed(f"A subscription has ended: {event.errors}")
+                self.ask(first=False)
+
+
+class _Watchers:
+    """Receives for all subscribers, in a thread."""
+
+    def __init__(self, subscribers: list[_Subscriber]) -> None:
+        self.all = subscribers
+        self._ended = threading.Event()
+        self._news = threading.Condition()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="watchers")
+        self._thread.start()
+
+    def wait_for(self, size: int) -> None:
+        """Until all have been told `size`. Raises PeerFailed."""
+        with self._news:
+            known = self._news.wait_for(lambda: self._failure or self._all_know(size), _PATIENCE)
+        if self._failure is not None:
+            raise PeerFailed(f"A subscriber failed: {self._failure}") from self._failure
+        if not known:
+            raise PeerFailed(f"Not all subscribers were told of {size} bytes within {_PATIENCE:g} s")
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _all_know(self, size: int) -> bool:
+        return all(size in each.heard for each in self.all)
+
+    def _run(self) -> None:
+        try:
+            self._receive()
+        except Exception as error:  # noqa: BLE001  told to whoever waits
+            with self._news:
+                self._failure = error
+                self._news.notify_all()
+
+    def _receive(self) -> None:
+        poll = select.poll()
+        by_descriptor = {each.connection.fileno(): each for each in self.all}
+        for descriptor in by_descriptor:
+            poll.register(descriptor, select.POLLIN)
+        while not self._ended.is_set():
+            received = []
+            for descriptor, _ in poll.poll(_LOOK_EVERY * 1e3):
+                subscriber = by_descriptor[descriptor]
+                data = subscriber.connection.recv(65536)
+                received.append((subscriber, data, time.monotonic()))
+            with self._news:
+                for subscriber, data, now in received:
+                    if not data:
+                        raise PeerFailed("The server ended the connection")
+                    subscriber.take(data, now)
+                self._news.notify_all()
 
 
 @contextmanager
-def served(directory: Path) -> Iterator[str]:
-    """The URI of a disk of 16 MiB in a budget of 100 GiB, behind the native front."""
-    with Control.open(StateDirectory(directory / "state")) as control:
-        control.update_pool(overcommit="unlimited")  # whatever this disk holds
-        control.create_vm("vm", 100 * 1024 * _MIB, [SizeRequest(exact=16 * _MIB)])
-    path = directory / "nbd.sock"
-    command = [sys.executable, "-m", "nbdresize.cli.main", "serve", f"--root={directory / 'state'}", f"--socket={path}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        server.stdout.readline()
-        try:
-            yield f"nbd+unix:///vm/disk0?socket={quote(str(path))}"
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-class Watcher:
-    """One subscriber: when it heard of each size."""
-
-    def __init__(self, uri: str, last: int) -> None:
-        self.heard: dict[int, float] = {}
-        self.begun = threading.Event()
-        self.thread = threading.Thread(target=self._watch, args=(uri, last))
-        self.thread.start()
-
-    def _watch(self, uri: str, last: int) -> None:
-        with connect(uri) as client:
-            for told in client.watch():
-                self.heard[told.size] = time.monotonic()
-                self.begun.set()
-                if told.size >= last:
-                    return
-
-
-def delays(uri: str, clients: int, changes: int, start: int) -> list[float]:
-    """Milliseconds from the reply to the one who resizes to each watcher's news, over all changes."""
-    sizes = [start + number * _MIB for number in range(1, changes + 1)]
-    watchers = [Watcher(uri, sizes[-1]) for _ in range(clients)]
-    for watcher in watchers:
-        assert watcher.begun.wait(_PATIENCE)
-    replied: dict[int, float] = {}
-    with connect(uri) as resizer:
-        for size in sizes:
-            time.sleep(_STEP_SECONDS)
-            resizer.resize(size)
-            replied[size] = time.monotonic()
-    for watcher in watchers:
-        watcher.thread.join(_PATIENCE)
-    return [
-        (watcher.heard[size] - replied[size]) * 1000 for watcher in watchers for size in sizes if size in watcher.heard
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure how soon subscribers know a new size.")
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 10, 100])
-    parser.add_argument("--changes", type=int, default=20)
-    options = parser.parse_args()
-    print("| subscribers | told | median ms | 99 % ms | slowest ms |")
-    print("| --- | --- | --- | --- | --- |")
+def _watching(uri: str, way: Way, clients: int) -> Iterator[_Watchers]:
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nbdresize-bench-")))
-        uri = stack.enter_context(served(directory))
-        start = 16 * _MIB
-        for clients in options.clients:
-            found = sorted(delays(uri, clients, options.changes, start))
-            start += options.changes * _MIB
-            late = found[min(len(found) - 1, len(found) * 99 // 100)]
-            print(
-                f"| {clients} | {len(found)} of {clients * options.changes} | {statistics.median(found):.1f}"
-                f" | {late:.1f} | {found[-1]:.1f} |",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main()
+        subscribers = []
+        for _ in range(clients):
+            target, deadline = parse_uri(uri), Deadline(_PATIENCE)
+            connection = stack.enter_context(dial(target, deadline))
+            negotiation = Negotiation(Stream(connection), target, deadline)
+            negotiation.begin()
+            export = target.disk if way.by_command else target.disk + SIZE_SUFFIX
+            negotiated = negotiation.enter(export, block_status=False)
+            subscribers.append(_Subscriber(connection, ReplyStream(negotiated), way.by_command))
+        for each in subscribers:
+            each.connection.settimeout(_PATIENCE)
+            each.ask(first=True)
+        watchers = _Watchers(subscribers)
+        try:
+            yield watchers
+        finally:
+            watchers.end()
