@@ -2,8 +2,8 @@
 
 Ratios against nbdkit of the same run are compared, so that a machine that was slower on that day does not look like a
 slower server. A change counts where it is more than noise: the two intervals (see `bench.rounds`) have nothing in
-common, and the medians are at least 5 % apart. Figures that are no ratios, such as milliseconds, count only between
-runs on the same kind of machine.
+common, and the medians are at least 5 % apart (1 % for counted instructions, which repeat). Figures that are no ratios,
+such as milliseconds, count only between runs on the same kind of machine.
 """
 
 import statistics
@@ -16,7 +16,11 @@ from bench.report.markdown import table
 from bench.report.wording import NONE, TITLES, number
 from bench.rounds import BASE, Measure, interval, per_round, ratios
 
+OURS = ("native", "nbdkit front")
+"""The servers whose changes are the code's. That of another one tells how far the two runs can be compared."""
 _LEAST = 0.05
+_LEAST_OF_COUNTS = 0.01
+"""Of instructions, which are the same each time."""
 _MACHINE = ("processor", "cores", "memory", "virtualisation")
 
 
@@ -49,13 +53,20 @@ class Change:
     new: Value | None
     change: float | None
     verdict: Verdict
+    ours: bool
+
+    @property
+    def regression(self) -> bool:
+        return self.ours and self.verdict is Verdict.WORSE
 
 
 @dataclass(frozen=True)
 class _Number:
     value: Value
     lower_is_better: bool
-    absolute: bool
+    absolute: bool = False
+    ours: bool = True
+    least: float = _LEAST
 
 
 def changes(old: Run, new: Run) -> list[Change]:
@@ -68,7 +79,8 @@ def changes(old: Run, new: Run) -> list[Change]:
         verdict = _verdict(earlier, later, same=same)
         change = later.value.median / earlier.value.median if earlier and later and earlier.value.median else None
         values = (earlier.value if earlier else None, later.value if later else None)
-        found.append(Change(*key, *values, change, verdict))
+        ours = any(each.ours for each in (earlier, later) if each)
+        found.append(Change(*key, *values, change, verdict, ours))
     return found
 
 
@@ -99,14 +111,15 @@ def _numbers(run: Run) -> Iterator[tuple[tuple[str, str, str], _Number]]:
                         values = per_round(row.samples, server, what)
                         value = Value(statistics.median(values), *interval(values))
                         key = (section.suite, row.row, f"{server}: {TITLES[what].lower().replace('cpu', 'CPU')}")
-                        yield key, _Number(value, what is not Measure.THROUGHPUT, absolute=False)
+                        yield key, _Number(value, what is not Measure.THROUGHPUT, ours=server in OURS)
         for figure in section.figures:
             yield (section.suite, figure.name, figure.unit), _of_figure(figure)
 
 
 def _of_figure(figure: Figure) -> _Number:
     value = Value(figure.value.median, figure.value.lowest, figure.value.highest)
-    return _Number(value, figure.lower_is_better, absolute=True)
+    least = _LEAST_OF_COUNTS if "instructions" in figure.unit else _LEAST
+    return _Number(value, figure.lower_is_better, absolute=True, least=least)
 
 
 def _verdict(old: _Number | None, new: _Number | None, *, same: bool) -> Verdict:
@@ -115,7 +128,7 @@ def _verdict(old: _Number | None, new: _Number | None, *, same: bool) -> Verdict
     if new.absolute and not same:
         return Verdict.ELSEWHERE
     apart = new.value.low > old.value.high or new.value.high < old.value.low
-    if not apart or abs(new.value.median - old.value.median) < _LEAST * abs(old.value.median):
+    if not apart or abs(new.value.median - old.value.median) < new.least * abs(old.value.median):
         return Verdict.NOISE
     more = new.value.median > old.value.median
     return Verdict.WORSE if more == new.lower_is_better else Verdict.BETTER

@@ -1,0 +1,170 @@
+"""Servers compared round by round, with measures that are made up."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bench.model import Row, Sample, Setting
+from bench.rounds import Measure, compare, interval, per_round, ratios, rotated, spread
+from nbdresize.loads.model import Engine, Load, Operation
+
+SETTING = Setting(Load(Engine.BATCH, Operation.READ, 4096, 16))
+BASE = "nbdkit file"
+
+
+def row(*servers: str) -> Row:
+    return Row("4 KiB random read", SETTING, servers)
+
+
+class Fake:
+    """Measures by list: each server's throughput, round by round; the last again where there are no more."""
+
+    def __init__(self, **throughputs: list[float]) -> None:
+        self.asked: list[str] = []
+        self._left = {name.replace("_", " "): self._values(values) for name, values in throughputs.items()}
+
+    def __call__(self, server: str) -> Sample:
+        self.asked.append(server)
+        throughput = next(self._left[server])
+        return Sample(throughput / 4096, throughput, 1e-6)
+
+    @staticmethod
+    def _values(values: list[float]) -> Iterator[float]:
+        yield from values
+        while True:
+            yield values[-1]
+
+
+def test_servers_take_turns_and_each_round_begins_with_another() -> None:
+    fake = Fake(a=[1], b=[1], nbdkit_file=[1])
+    compare(row("a", "b", BASE), fake, 5)
+    assert [fake.asked[at : at + 3] for at in range(0, 15, 3)] == [
+        ["a", "b", BASE],
+        ["b", BASE, "a"],
+        [BASE, "a", "b"],
+        ["a", "b", BASE],
+        ["b", BASE, "a"],
+    ]
+    assert len(fake.asked) == 15
+
+
+def test_rotation_of_nothing_is_nothing() -> None:
+    assert rotated((), 3) == []
+
+
+def test_a_ratio_is_of_the_same_round_however_the_machine_drifts() -> None:
+    """Ours is always twice as fast, on a machine that gets ten times faster meanwhile."""
+    fake = Fake(native=[2, 4, 8, 16, 20], nbdkit_file=[1, 2, 4, 8, 10])
+    found = compare(row("native", BASE), fake, 5)
+    assert found.refused == "" and found.unsteady == {}
+    assert ratios(found, "native", Measure.THROUGHPUT) == spread([2.0])
+    assert len(found.samples["native"]) == 5
+
+
+def test_the_result_is_the_median_with_lowest_and_highest() -> None:
+    fake = Fake(native=[2.0, 2.1, 1.9, 2.2, 2.05], nbdkit_file=[1])
+    found = ratios(compare(row("native", BASE), fake, 5), "native", Measure.THROUGHPUT)
+    assert found is not None
+    assert (found.median, found.lowest, found.highest) == (2.05, 1.9, 2.2)
+
+
+def test_rounds_are_added_until_the_ratio_is_steady() -> None:
+    """One round of eight was disturbed: the lowest and the highest of eight no longer count for the interval."""
+    fake = Fake(native=[2, 2, 9, 2], nbdkit_file=[1])
+    found = compare(row("native", BASE), fake, 5)
+    assert len(found.samples["native"]) == len(found.samples[BASE]) == 8
+    result = ratios(found, "native", Measure.THROUGHPUT)
+    assert result is not None and (result.median, result.highest) == (2, 9)
+
+
+def test_a_ratio_that_stays_wild_is_refused_after_a_bounded_number_of_rounds() -> None:
+    fake = Fake(native=[1, 3] * 20, nbdkit_file=[1])
+    found = compare(row("native", BASE), fake, 5)
+    assert len(found.samples["native"]) == 11
+    assert "native's throughput is somewhere from 1.00 to 3.00" in found.refused
+    assert all(ratios(found, "native", what) is None for what in Measure)
+
+
+def test_one_wild_server_does_not_take_the_result_of_the_others() -> None:
+    fake = Fake(native=[2], nbd_server=[1, 3] * 20, nbdkit_file=[1])
+    found = compare(row("native", "nbd server", BASE), fake, 5)
+    assert found.refused == ""
+    assert list(found.unsteady) == ["nbd server"]
+    assert ratios(found, "native", Measure.THROUGHPUT) == spread([2.0])
+    assert ratios(found, "nbd server", Measure.THROUGHPUT) is None
+    assert ratios(found, "nbd server", Measure.PROCESSOR) == spread([1.0])
+
+
+def test_at_most_as_many_rounds_as_told() -> None:
+    fake = Fake(native=[1, 3] * 20, nbdkit_file=[1])
+    assert len(compare(row("native", BASE), fake, 5, most=6).samples[BASE]) == 6
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_fewer_than_five_rounds_are_a_look_and_no_result(rounds: int) -> None:
+    fake = Fake(native=[1, 3] * 20, nbdkit_file=[1])
+    found = compare(row("native", BASE), fake, rounds)
+    assert len(found.samples["native"]) == rounds
+    assert found.refused == f"{rounds} rounds: a result takes at least 5"
+    assert ratios(found, "native", Measure.THROUGHPUT) is None
+
+
+def test_a_server_alone_has_no_ratio_and_is_not_refused() -> None:
+    found = compare(row("native"), Fake(native=[1, 3] * 20), 5)
+    assert (found.refused, found.unsteady, len(found.samples["native"])) == ("", {}, 5)
+    assert ratios(found, "native", Measure.THROUGHPUT) is None
+
+
+def test_what_was_not_measured_has_no_ratio() -> None:
+    found = compare(row("native", BASE), Fake(native=[1], nbdkit_file=[1]), 5)
+    assert ratios(found, "native", Measure.LATENCY) is None
+    assert ratios(found, "qemu-nbd", Measure.THROUGHPUT) is None
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_processor_time_too_little_to_be_measured_is_no_ratio(ours: float, theirs: float) -> None:
+    def measure(server: str) -> Sample:
+        return Sample(1, 1, theirs if server == BASE else ours)
+
+    found = compare(row("native", BASE), measure, 5)
+    assert "too little to be measured" in found.unsteady["native"]["processor"]
+    assert ratios(found, "native", Measure.PROCESSOR) is None
+    assert ratios(found, "native", Measure.THROUGHPUT) == spread([1.0])
+
+
+def test_what_a_measure_raises_is_passed_on() -> None:
+    def measure(server: str) -> Sample:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(row("native", BASE), measure, 5)
+
+
+# The interval of the median
+
+
+@pytest.mark.parametrize(
+    ("number", "cut"), [(1, 0), (2, 0), (4, 0), (5, 0), (7, 0), (8, 1), (10, 1), (11, 2), (13, 3), (30, 10)]
+)
+def test_the_interval_leaves_out_as_many_as_the_binomial_distribution_allows(number: int, cut: int) -> None:
+    assert interval([float(value) for value in range(number)]) == (cut, number - 1 - cut)
+
+
+@pytest.mark.parametrize("draw", [lambda x: x, lambda x: x**9, lambda x: -math.log(1 - x)])
+def test_the_interval_holds_the_true_median_nine_times_in_ten(draw: Callable[[float], float]) -> None:
+    """Whatever the distribution. The numbers are drawn by a fixed rule, so this can't come out differently."""
+    state, held, trials = 12345, 0, 2000
+    for _ in range(trials):
+        values = []
+        for _ in range(8):
+            state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
+            values.append(draw((state >> 11) / (1 << 53)))
+        low, high = interval(values)
+        held += low <= draw(0.5) <= high
+    assert held / trials >= 0.9
+
+
+def test_ratios_are_of_rounds_that_both_have() -> None:
+    one = [Sample(1, value, 1) for value in (2.0, 4.0, 6.0)]
+    assert per_round({"native": one, BASE: one[:2]}, "native", Measure.THROUGHPUT) == [1, 1]
