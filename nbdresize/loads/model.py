@@ -25,7 +25,8 @@ class Load:
     """Requests of `block` bytes, on every one of `connections` always `depth` of them under way.
 
     For nbdcopy, READ copies from the server and WRITE to it, once over the whole disk; `block` is its request size.
-    `sparse` (nbdcopy only): what is copied is mostly holes.
+    `sparse` (nbdcopy only): what is copied is mostly holes. `structured` (BATCH only): replies come in chunks, as
+    libnbd and QEMU ask for them, which costs our client more.
     """
 
     engine: Engine
@@ -35,6 +36,7 @@ class Load:
     random: bool = True
     connections: int = 1
     sparse: bool = False
+    structured: bool = False
 
     @property
     def writes(self) -> bool:
