@@ -37,7 +37,10 @@ def test_every_block_says_what_it_is(page: Path) -> None:
             )
 
 
-READERS = {"docs/kernel-client.md": "tests/guest/test_kernel_follow.py"}
+READERS = {
+    "docs/kernel-client.md": "tests/guest/test_kernel_follow.py",
+    "docs/bench.md": "tests/bench/test_main.py",
+}
 """Pages whose blocks are run elsewhere by tests that read them."""
 
 
@@ -56,6 +59,7 @@ def test_blocks_that_are_run_elsewhere_are_run_there() -> None:
         "scripts/test --fast": scripts,
         "scripts/test --fast tests/test_leaks.py": scripts,
         "scripts/lint": "tests/test_lint.py",
+        "scripts/bench": "tests/bench/test_main.py",
     }
     for name, reader in READERS.items():
         assert Path(name).name in (CHECKOUT / reader).read_text()

@@ -1,0 +1,325 @@
+"""The report of a run: its JSON file, its Markdown, its charts; two runs side by side; what the README shows."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.model import Comparison, Figure, Run, Section, Spread
+from bench.report import changes, charts, markdown, stored
+from bench.report.changes import Verdict
+from bench.report.machine import machine, versions, worries
+from bench.report.markdown import of_readme, report, with_part
+from bench.report.wording import number, verdict
+from bench.rounds import judged
+from tests.bench.made import WILD, alone_row, depth_1, made, samples, steady_row, wild_row
+
+CHECKOUT = Path(__file__).parents[2]
+
+# JSON
+
+
+def test_a_run_comes_back_as_it_was_stored(tmp_path: Path) -> None:
+    run = made()
+    stored.save(run, tmp_path / "run.json")
+    assert stored.load(tmp_path / "run.json") == run
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_numbers_come_back_bit_by_bit_also_those_that_are_none() -> None:
+    figure = Figure("f", "ms", Spread(0.1 + 0.2, 5e-324, math.inf))
+    run = dataclasses.replace(made(), sections=[Section("s", "S", figures=[figure])])
+    assert stored.from_json(stored.to_json(run)) == run
+
+
+@pytest.mark.parametrize("text", ["", "[1", "{}", "[]", '{"format": "another", "version": 1}', "\udcff\x00"])
+def test_files_of_others_are_told_apart(text: str) -> None:
+    with pytest.raises(stored.Unreadable, match=r"this is no result of scripts/bench"):
+        stored.from_json(text.encode(errors="surrogateescape"))
+
+
+def test_a_file_of_another_version_is_told_apart() -> None:
+    text = stored.to_json(made()).replace('"version": 1', '"version": 7')
+    with pytest.raises(stored.Unreadable, match="of version 7, and this scripts/bench reads version 1"):
+        stored.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "named"),
+    [
+        ('"started":', '"begun":', "run.started"),
+        ('"median": 4.25', '"median": "much"', "figures.0.value.median"),
+        ('"refused": ""', '"refused": 5', "comparisons.0.refused"),
+        ('"title":', '"more": 1, "title":', "sections.0.more"),
+    ],
+)
+def test_a_damaged_file_says_where(good: str, bad: str, named: str) -> None:
+    text = stored.to_json(made())
+    assert good in text
+    with pytest.raises(stored.Unreadable, match=f"damaged result of scripts/bench: .*{re.escape(named)}"):
+        stored.from_json(text.replace(good, bad, 1))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(stored.Unreadable, match=r"gone\.json: No such file or directory"):
+        stored.load(tmp_path / "gone.json")
+
+
+def test_the_file_holds_every_sample_in_plain_json() -> None:
+    text = json.loads(stored.to_json(made()))
+    row = text["run"]["sections"][0]["comparisons"][0]
+    assert [sample["rate"] for sample in row["samples"]["nbdkit file"]] == [100_000] * 5
+
+
+# Markdown
+
+EXPECTED = Path(__file__).with_name("expected_report.md")
+
+
+def test_the_report_is_as_expected() -> None:
+    assert report(made()) == EXPECTED.read_text()
+
+
+def test_the_report_of_a_refused_row_has_no_number_of_it() -> None:
+    row = judged(Comparison("wild", {"native": samples(10, 1, by=WILD), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}))
+    lines = [line for line in report(made(row)).splitlines() if line.startswith("| wild")]
+    assert lines[0] == "| wild | refused | — | 10/s, 0.0391 MiB/s |"
+
+
+def test_tables_stay_tables_whatever_a_name_holds() -> None:
+    row = dataclasses.replace(steady_row(), row="a | b")
+    [line] = [line for line in markdown.report(made(row)).splitlines() if line.startswith("| a") and "/s" in line]
+    assert line.count("|") == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.012345, "0.0123"), (4.25, "4.25"), (99.96, "100"), (12_345.6, "12,346"), (1e9, "1,000,000,000")],
+)
+def test_numbers_have_the_digits_that_count(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("spread", "asked", "lower", "said"),
+    [
+        (Spread(2, 1.9, 2.1), 1.8, False, "met"),
+        (Spread(1.9, 1.7, 2.1), 1.8, False, "met, narrowly"),
+        (Spread(1.7, 1.6, 1.9), 1.8, False, "missed, narrowly"),
+        (Spread(1.5, 1.4, 1.6), 1.8, False, "missed"),
+        (Spread(0.5, 0.4, 0.55), 0.6, True, "met"),
+        (Spread(0.7, 0.65, 0.8), 0.6, True, "missed"),
+        (None, 0.6, True, "not known"),
+    ],
+)
+def test_targets_are_met_or_missed_or_not_known(spread: Spread | None, asked: float, lower: bool, said: str) -> None:
+    assert verdict(spread, asked, lower_is_better=lower) == said
+
+
+# Charts
+
+
+def test_charts_are_drawn_under_their_names_and_the_same_each_time(tmp_path: Path) -> None:
+    run = made()
+    first, second = tmp_path / "1", tmp_path / "2"
+    for directory in (first, second):
+        directory.mkdir()
+        charts.draw([*charts.charts(run), *charts.targets(run)], directory)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == [
+        "scale-throughput-by-connections.svg",
+        "targets-processor.svg",
+        "targets-throughput.svg",
+        "throughput-latency-1.svg",
+        "throughput-processor-1.svg",
+        "throughput-throughput-1.svg",
+    ]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert "<path" in (first / name).read_text()
+
+
+def test_a_chart_shows_its_rows_servers_and_axes(tmp_path: Path) -> None:
+    [chart] = [chart for chart in charts.targets(made()) if chart.name == "targets-throughput.svg"]
+    [path] = charts.draw([chart], tmp_path)
+    drawn = path.read_text()
+    for text in ("4 KiB random read, depth 16", "native", "qemu-nbd", "target", "native: no result", "2.00"):
+        assert f"<!-- {text} -->" in drawn  # matplotlib notes beside each text what it says
+    assert "which is the line at 1; more is better" in drawn
+    assert "by RESIZE" not in drawn  # nothing is compared there
+
+
+def test_many_rows_go_on_several_charts() -> None:
+    run = made(*(steady_row(name=f"row {at}") for at in range(23)))
+    bars = [chart for chart in charts.charts(run) if chart.name.startswith("throughput-throughput")]
+    assert [(chart.name, len(chart.rows)) for chart in bars] == [
+        ("throughput-throughput-1.svg", 10),
+        ("throughput-throughput-2.svg", 10),
+        ("throughput-throughput-3.svg", 3),
+    ]
+
+
+def test_what_has_nothing_to_draw_has_no_chart() -> None:
+    run = dataclasses.replace(made(alone_row()), sections=made(alone_row()).sections[:1])
+    assert charts.charts(run) == [] and charts.targets(run) == []
+
+
+def test_zero_and_far_apart_values_are_drawn_too(tmp_path: Path) -> None:
+    run = made()
+    [curve] = run.sections[1].curves
+    wide = dataclasses.replace(
+        curve, lines={"a": [(0.0, 0.0), (2.0**63, 1e12)]}, x="bytes", logarithmic_x=True, logarithmic_y=True
+    )
+    section = dataclasses.replace(run.sections[1], curves=[wide])
+    [path] = charts.draw(charts.charts(dataclasses.replace(run, sections=[section])), tmp_path)
+    assert path.stat().st_size > 1000
+
+
+# Two runs
+
+
+def verdicts(old: Run, new: Run) -> dict[tuple[str, str], Verdict]:
+    return {(each.row, each.what): each.verdict for each in changes.changes(old, new)}
+
+
+def test_a_regression_is_found_and_what_did_not_change_is_not() -> None:
+    found = verdicts(made(steady_row(2.0), depth_1()), made(steady_row(1.7), depth_1()))
+    worse = {key for key, verdict in found.items() if verdict is not Verdict.NOISE}
+    assert worse == {("4 KiB random read, depth 16", "native: throughput")}
+    assert found[worse.pop()] is Verdict.WORSE
+
+
+def test_an_improvement_is_no_regression() -> None:
+    [each] = [
+        each for each in changes.changes(made(steady_row(1.7)), made(steady_row(2.0))) if each.verdict == "better"
+    ]
+    assert each.change == pytest.approx(2 / 1.7)
+    assert not each.regression
+
+
+def test_changes_within_both_intervals_are_noise() -> None:
+    noisy = (0.9, 1.0, 1.1, 0.95, 1.05)
+    base = {"nbdkit file": samples(10, 1, by=(1.0,) * 5)}
+    old, new = (
+        made(judged(Comparison("row", {"native": samples(rate, 1, by=noisy), **base}))) for rate in (20.0, 18.0)
+    )
+    assert verdicts(old, new)["row", "native: throughput"] is Verdict.NOISE
+
+
+def test_a_change_too_small_to_matter_is_noise() -> None:
+    assert Verdict.WORSE not in verdicts(made(steady_row(2.0)), made(steady_row(1.91))).values()
+
+
+def test_a_machine_that_was_slower_is_no_regression() -> None:
+    def scaled(by: float) -> Comparison:
+        servers = {"native": samples(20 * by, 1 / by), "nbdkit file": samples(10 * by, 2 / by)}
+        return judged(Comparison("row", servers))
+
+    assert set(verdicts(made(scaled(1)), made(scaled(0.3))).values()) == {Verdict.NOISE}
+
+
+def test_more_time_is_worse_and_fewer_per_second_too() -> None:
+    def with_figure(milliseconds: float, rate: float, **machine: str) -> Run:
+        figures = [
+            Figure("decision", "ms", Spread(milliseconds, milliseconds * 0.9, milliseconds * 1.1)),
+            Figure("decisions", "per second", Spread(rate, rate * 0.9, rate * 1.1), lower_is_better=False),
+        ]
+        return dataclasses.replace(made(), sections=[Section("decisions", "D", figures=figures)], machine=machine)
+
+    assert set(verdicts(with_figure(5, 100), with_figure(10, 50)).values()) == {Verdict.WORSE}
+    assert set(verdicts(with_figure(10, 50), with_figure(5, 100)).values()) == {Verdict.BETTER}
+    assert set(verdicts(with_figure(5, 100), with_figure(10, 50, cores="64")).values()) == {Verdict.ELSEWHERE}
+
+
+def test_one_percent_more_instructions_counts() -> None:
+    def counted(number: float) -> Run:
+        figure = Figure("4 KiB read", "instructions per request", Spread(number, number, number))
+        return dataclasses.replace(made(), sections=[Section("instructions", "I", figures=[figure])])
+
+    assert set(verdicts(counted(10_000), counted(10_200)).values()) == {Verdict.WORSE}
+    assert set(verdicts(counted(10_000), counted(10_050)).values()) == {Verdict.NOISE}
+
+
+def test_a_peer_that_got_slower_is_told_but_no_regression_of_ours() -> None:
+    def with_qemu(rate: float) -> Run:
+        servers = {"qemu-nbd": samples(rate, 1), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}
+        return made(judged(Comparison("row", servers)))
+
+    worse = [each for each in changes.changes(with_qemu(9), with_qemu(5)) if each.verdict is Verdict.WORSE]
+    assert [each.what for each in worse] == ["qemu-nbd: throughput"]
+    assert not any(each.regression for each in worse)
+
+
+def test_rows_that_only_one_run_has_are_told_without_a_verdict() -> None:
+    found = verdicts(made(steady_row(), depth_1()), made(steady_row(), wild_row()))
+    missing = {row for (row, _), verdict in found.items() if verdict is Verdict.MISSING}
+    assert missing == {"4 KiB random read, depth 1", "1 MiB write, depth 16"}
+    assert ("1 MiB write, depth 16", "native: throughput") not in found  # refused in the only run that has it
+
+
+def test_what_else_differs_between_two_runs_is_told() -> None:
+    other = dataclasses.replace(made(), versions={"nbdkit": "1.40", "nbdresize": "9"}, machine={"cores": "64"})
+    told = changes.remarks(made(), other)
+    assert "nbdkit: 1.32.5 → 1.40" in told
+    assert "the machine's cores: 2 → 64" in told
+    assert not any("nbdresize" in each for each in told)
+    assert changes.remarks(made(), made()) == []
+
+
+# The machine
+
+
+def test_the_machine_and_the_versions_are_known() -> None:
+    assert set(machine()) == {"processor", "cores", "memory", "kernel", "governor", "virtualisation"}
+    found = versions()
+    assert re.fullmatch(r"\d+\.\d+.*\((commit [0-9a-f]{12}(, with changes)?|no checkout)\)", found["nbdresize"])
+    assert all(re.match(r"\d+\.\d+", found[name]) for name in ("nbdkit", "libnbd", "qemu-nbd", "fio", "Python"))
+
+
+def test_a_busy_machine_and_a_single_core_are_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 0.0, 0.0))
+    few, busy = worries()
+    assert "one core for both" in few and "load 3.0 on 1 cores" in busy
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr("os.getloadavg", lambda: (0.2, 0.0, 0.0))
+    assert worries() == []
+
+
+# The README
+
+
+def test_the_readme_shows_what_the_reference_run_has_found() -> None:
+    readme = (CHECKOUT / "README.md").read_text()
+    assert with_part(readme, of_readme(CHECKOUT / "bench/results")) == readme, "run scripts/bench --readme"
+
+
+def test_the_reference_run_is_whole() -> None:
+    results = CHECKOUT / "bench/results"
+    if not results.exists():
+        return  # before the first
+    run = stored.load(results / markdown.RUN)
+    assert (results / markdown.REPORT).read_text() == report(run)
+    drawn = {chart.name for chart in (*charts.charts(run), *charts.targets(run))}
+    assert {path.name for path in results.iterdir()} == drawn | {markdown.RUN, markdown.REPORT}
+
+
+def test_the_readmes_part_shows_targets_and_charts(tmp_path: Path) -> None:
+    assert of_readme(tmp_path) == "There is no reference run yet."
+    stored.save(made(), tmp_path / markdown.RUN)
+    part = of_readme(tmp_path)
+    assert "| 4 KiB random read, depth 16 | native | 2.00 (1.96–2.04), ≥ 1.8: met |" in part
+    assert "](bench/results/targets-throughput.svg)" in part
+    assert "by RESIZE" not in part
+
+
+def test_only_what_is_between_the_marks_is_renewed() -> None:
+    before = f"# Top\n{markdown.BEGIN}\nold\n{markdown.END}\nrest\n"
+    after = with_part(before, "new")
+    assert after == f"# Top\n{markdown.BEGIN}\n\nnew\n\n{markdown.END}\nrest\n"
+    assert with_part(after, "new") == after
+    with pytest.raises(ValueError, match="marks"):
+        with_part("# Top\n", "new")
