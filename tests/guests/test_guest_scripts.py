@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nbdresize.guests.agent.file_systems import SCRIPT
+from nbdresize.guests.agent.session import bounded
 from tests.filesystems import MIB, loop_device, notice_growth, run
 from tests.peers import CHECKOUT
 
@@ -70,6 +71,18 @@ class Disk:
                     digest.update(f"{start} ".encode() + os.pread(file.fileno(), end - start, start))
         return digest.hexdigest()
 
+    def mbr(self) -> bytes:
+        """The first sector, but for what its first partition's place and size are."""
+        run("blockdev", "--flushbufs", self.device)
+        with self.backing.open("rb") as file:
+            sector = file.read(512)
+        return sector[:447] + sector[462:]
+
+    def write(self, offset: int, data: bytes) -> None:
+        with self.device.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
     def tag(self, number: int, name: str) -> str:
         return run("blkid", "-p", "-s", name, "-o", "value", self.part(number)).strip()
 
@@ -117,6 +130,16 @@ def script(*command: str | Path) -> tuple[int, list[str]]:
         list(map(str, command)), capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
     )
     return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def edited(original: Path, directory: Path, old: str, new: str) -> Path:
+    """A script with the last `old` in it replaced."""
+    before, found, after = original.read_text().rpartition(old)
+    assert found
+    copy = directory / original.name
+    copy.write_text(before + new + after)
+    copy.chmod(0o755)
+    return copy
 
 
 def room(point: Path) -> int:
@@ -244,6 +267,172 @@ def test_the_script_runs_from_its_input_as_the_agent_sends_it(tmp_path: Path) ->
         assert done.stdout.splitlines()[-1] == f"grown {it.device} btrfs {SMALL} {LARGE}"
 
 
+@pytest.mark.parametrize("last", ["swap", "vfat", "nothing"])
+def test_a_partition_that_can_not_use_the_room_is_not_grown(tmp_path: Path, last: str) -> None:
+    with disk(tmp_path) as it:
+        it.partition("label: gpt\nsize=384MiB\nsize=64MiB\n")
+        if last == "swap":
+            run("mkswap", it.part(2))
+        elif last == "vfat":
+            it.write(448 << 20, bytes.fromhex("eb3c906d6b66732e66617400020401000200020080f8800020004000"))
+        with mounted("xfs", it.part(1), tmp_path / "point"):
+            it.grow()
+            content = it.content()
+            for options in ([], ["--dry-run"]):
+                code, lines = script(GROW, *options, it.device)
+                assert (code, [line.split()[:2] for line in lines[1:]]) == (3, [["left", str(it.part(2))]])
+            assert it.content() == content
+
+
+def test_swap_can_be_moved_after_a_grow_that_left_it(tmp_path: Path) -> None:
+    with disk(tmp_path) as it:
+        partition_for_swap(it, "gpt")
+        with mounted("xfs", it.part(2), tmp_path / "point") as point:
+            small = room(point)
+            it.grow()
+            assert script(GROW, it.device)[0] == 3
+            code, lines = script(MOVE_SWAP, it.device)
+            assert code == 0, lines
+            assert room(point) - small >= (LARGE - SMALL) // MIB - 2
+
+
+@pytest.mark.parametrize("instead", ["kill -9 $$", "attempt x false"], ids=["killed", "failed"])
+def test_a_partition_grows_that_the_kernel_was_not_told_of(tmp_path: Path, instead: str) -> None:
+    stopped = edited(GROW, tmp_path, 'attempt "$disk" partx', f'{instead} && attempt "$disk" partx')
+    with disk(tmp_path) as it:
+        it.partition("label: gpt\nsize=400MiB\n")
+        with mounted("xfs", it.part(1), tmp_path / "point") as point:
+            it.grow()
+            assert script(stopped, it.device)[0] in (-9, 1)
+            small, table = room(point), it.table()
+            dry = script(GROW, "--dry-run", it.device)
+            assert [line.split()[0] for line in dry[1]] == ["disk", "would", "would"]
+            code, lines = script(GROW, it.device)
+            assert (code, [line.split()[0] for line in lines]) == (0, ["disk", "grown", "grown"]), lines
+            assert room(point) - small >= 280
+            assert it.table() == table
+
+
+def test_a_kernel_that_keeps_the_old_size_is_told_of(tmp_path: Path) -> None:
+    deaf = edited(GROW, tmp_path, 'attempt "$disk" partx', 'true || attempt "$disk" partx')
+    with disk(tmp_path) as it:
+        it.partition("label: gpt\nsize=400MiB\n")
+        with mounted("xfs", it.part(1), tmp_path / "point"):
+            it.grow()
+            for _ in range(2):
+                code, lines = script(deaf, it.device)
+                assert code == 1
+                assert lines[-1].startswith(f"failed {it.part(1)} has ")
+                assert f"the kernel still says {400 * MIB}" in lines[-1]
+
+
+def test_a_partition_is_not_made_smaller_by_its_table(tmp_path: Path) -> None:
+    with disk(tmp_path) as it:
+        it.partition("label: gpt\nsize=400MiB\n")
+        with mounted("xfs", it.part(1), tmp_path / "point"):
+            it.write_table("label: gpt\nsize=390MiB\n")
+            it.grow()
+            content = it.content()
+            code, lines = script(GROW, it.device)
+            assert (code, lines[1].split()[:2]) == (3, ["left", str(it.part(1))])
+            assert it.content() == content
+
+
+def test_a_btrfs_is_known_by_any_name_of_its_device(tmp_path: Path) -> None:
+    """As those of LVM and LUKS, which `btrfs` calls by their links in /dev/mapper."""
+    link = tmp_path / "group-volume"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    named = edited(GROW, tmp_path, "PATH=/usr/local/sbin", f"PATH={programs}:/usr/local/sbin")
+    with disk(tmp_path) as it, mounted("btrfs", it.device, tmp_path / "point"):
+        link.symlink_to(it.device)
+        renaming = programs / "btrfs"
+        renaming.write_text(
+            f"#!/bin/sh\nPATH=/usr/sbin:/sbin:/usr/bin:/bin\nbtrfs \"$@\" | sed 's|{it.device}$|{link}|'\n"
+        )
+        renaming.chmod(0o755)
+        it.grow()
+        assert script(named, it.device) == (
+            0,
+            [f"disk {it.device} {LARGE}", f"grown {it.device} btrfs {SMALL} {LARGE}"],
+        )
+
+
+@pytest.mark.parametrize("tool", [GROW, MOVE_SWAP], ids=["grow", "move-swap"])
+def test_the_mbr_before_a_gpt_stays_as_it_was(tmp_path: Path, tool: Path) -> None:
+    with disk(tmp_path) as it:
+        if tool == GROW:
+            it.partition("label: gpt\nsize=400MiB\n")
+        else:
+            partition_for_swap(it, "gpt")
+        it.write(0, b"boot code".ljust(440, b"."))
+        it.write(440, b"\x00s\xff\n\x01\x02\x80")
+        with mounted("xfs", it.part(1 if tool == GROW else 2), tmp_path / "point"):
+            it.grow()
+            before, table = it.mbr(), it.table()
+            code, lines = script(tool, it.device)
+            assert code == 0, lines
+            assert it.mbr() == before
+            assert it.table() != table
+        assert "No errors" in run("sfdisk", "--verify", it.device)
+
+
+@pytest.mark.parametrize("tool", [GROW, MOVE_SWAP], ids=["grow", "move-swap"])
+def test_a_hybrid_mbr_is_left_as_it_is(tmp_path: Path, tool: Path) -> None:
+    with disk(tmp_path) as it:
+        if tool == GROW:
+            it.partition("label: gpt\nsize=400MiB\n")
+        else:
+            partition_for_swap(it, "gpt")
+        with mounted("xfs", it.part(1 if tool == GROW else 2), tmp_path / "point"):
+            it.grow()
+            it.write(462, bytes.fromhex("00feffff83feffff0008000000800000"))
+            content = it.content()
+            code, lines = script(tool, it.device)
+            assert code == 3
+            assert f"{it.device} has a hybrid MBR besides its GPT" in lines[-1]
+            assert it.content() == content
+
+
+def test_no_table_of_a_failed_write_is_lost(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    failing = edited(GROW, tmp_path, "PATH=/usr/local/sbin", f"PATH={programs}:/usr/local/sbin")
+    sfdisk = programs / "sfdisk"
+    sfdisk.write_text('#!/bin/sh\nPATH=/usr/sbin:/sbin\n[ "$1" != --dump ] || exec sfdisk "$@"\nexit 1\n')
+    sfdisk.chmod(0o755)
+    with disk(tmp_path) as it:
+        it.partition("label: gpt\nsize=400MiB\n")
+        with mounted("xfs", it.part(1), tmp_path / "point"):
+            it.grow()
+            table = run("sfdisk", "--dump", it.device)
+            code, lines = script(failing, it.device)
+            assert (code, len(lines)) == (1, 2)
+            assert bounded(lines[1]) == lines[1], "it can be shown whole"
+            saved = Path(lines[1].rpartition("<")[2])
+            try:
+                assert saved.read_text() == table
+            finally:
+                saved.unlink()
+
+
+@pytest.mark.parametrize(("told", "chosen"), [([], False), (["--unit", "0:0"], False), (["--serial", "one"], True)])
+def test_of_several_disks_none_is_chosen_by_its_size_alone(tmp_path: Path, told: list[str], chosen: bool) -> None:
+    disks = tmp_path / "block"
+    for number, sectors in enumerate((8, 16)):
+        sys = disks / f"sd{number}"
+        (sys / "0:0:0:0").mkdir(parents=True)
+        (sys / "device").symlink_to("0:0:0:0")
+        for name, value in (("removable", "0"), ("size", str(sectors)), ("serial", "one")):
+            (sys / name).write_text(f"{value}\n")
+    asking = edited(GROW, tmp_path, "/sys/block/*", f"{disks}/*")
+    code, lines = script(asking, *told, "--size", "8192")
+    if chosen:
+        assert (code, lines) == (1, ["failed /dev/sd1 is no block device"])
+    else:
+        assert (code, lines[0][:41]) == (3, "left - 2 disks of this guest may be it: p")
+
+
 # nbdresize-move-swap
 
 
@@ -352,8 +541,28 @@ def test_a_kill_before_any_step_leaves_swap_and_root(tmp_path: Path, step: str) 
             # The kernel of a machine that starts again reads what partitions there are, as this does for swap's.
             run("partx", "--delete", "--nr", "3", it.device) if it.part(3).exists() else None
             run("partx", "--update", it.device)
+            Path(f"/run/nbdresize-move-swap.{uuid}").unlink(missing_ok=True)
             assert (it.tag(3, "TYPE"), it.tag(3, "UUID")) == ("swap", uuid)
             code, lines = script(MOVE_SWAP, it.device)
             assert code == 0, lines
+            assert str(it.device) not in Path("/proc/swaps").read_text()
             assert it.tag(3, "UUID") == uuid
             assert room(point) - small >= (LARGE - SMALL) // MIB - 2
+
+
+@pytest.mark.parametrize("step", ["copy_header ||", "write_table ||", "turn_on ||"])
+def test_swap_that_a_killed_run_turned_off_goes_on_again(tmp_path: Path, step: str) -> None:
+    killed = edited(MOVE_SWAP, tmp_path, step, f"kill -9 $$; {step}")
+    (tmp_path / "nbdresize-grow").symlink_to(SCRIPT)
+    with disk(tmp_path) as it:
+        partition_for_swap(it, "gpt")
+        uuid = it.tag(3, "UUID")
+        with mounted("xfs", it.part(2), tmp_path / "point"), swapped_on(it, 3):
+            it.grow()
+            assert script(killed, it.device)[0] == -9
+            assert f"{it.part(3)} " not in Path("/proc/swaps").read_text()
+            code, lines = script(MOVE_SWAP, it.device)
+            assert code == 0, lines
+            (swaps,) = re.findall(rf"^{it.part(3)}\s.*$", Path("/proc/swaps").read_text(), re.MULTILINE)
+            assert swaps.split()[-1] == "7"
+    assert not list(Path("/run").glob(f"nbdresize-move-swap.{uuid}"))
