@@ -2,13 +2,15 @@
 
     python -m bench.deciding ROOT VMS NUMBER PROCESSES SECONDS
 
-Such a process prints a line when it is ready, waits for one, and prints how many decisions it has made.
+Such a process prints a line when it is ready, waits for one, and prints what it has made as JSON.
 """
 
+import json
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,13 +73,23 @@ class Deciding:
         self.parts.append(tuple(ended - begun for begun, ended in pairwise(times)))
         return True
 
-    def decide_for(self, seconds: float) -> int:
-        """How many decisions could be made in that time, or until all disks have one."""
-        until = time.perf_counter() + seconds
-        made = 0
-        while time.perf_counter() < until and self.decide():
-            made += 1
-        return made
+    def decide_for(self, seconds: float) -> "Made":
+        """As many decisions as can be made in that time, the last one perhaps ending later."""
+        begun = time.perf_counter()
+        first = len(self.parts)
+        while time.perf_counter() - begun < seconds and self.decide():
+            pass
+        took = [sum(parts) for parts in self.parts[first:]]
+        return Made(len(took), max(seconds, time.perf_counter() - begun), max(took, default=0.0))
+
+
+@dataclass(frozen=True)
+class Made:
+    """Decisions of one process in so many seconds; the seconds of the slowest, with its wait for the others."""
+
+    count: int
+    seconds: float
+    slowest: float
 
 
 def take_back(ledger: Ledger) -> None:
@@ -87,8 +99,8 @@ def take_back(ledger: Ledger) -> None:
             records.drop_intent(connection, intent)
 
 
-def side_by_side(state: StateDirectory, vms: int, processes: int, seconds: float) -> float:
-    """Decisions per second of so many processes at once, on one ledger."""
+def side_by_side(state: StateDirectory, vms: int, processes: int, seconds: float) -> list[Made]:
+    """What each of so many processes at once has made, on one ledger."""
     with ExitStack() as stack:
         running = [
             stack.enter_context(
@@ -107,17 +119,16 @@ def side_by_side(state: StateDirectory, vms: int, processes: int, seconds: float
         ]
         for process in running:
             stack.callback(process.kill)
-        told = [_line(process) for process in running]
-        begun = time.perf_counter()
+        for process in running:
+            _line(process)
         for process in running:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
         told = [_line(process) for process in running]
-        took = time.perf_counter() - begun
         for process in running:
             process.wait(_PATIENCE)
-    return sum(int(each) for each in told) / took
+    return [Made(**json.loads(each)) for each in told]
 
 
 def _line(process: "subprocess.Popen[str]") -> str:
@@ -135,7 +146,7 @@ def main() -> None:
         deciding.decide()  # the first one loads code
         print("ready", flush=True)
         sys.stdin.readline()
-        print(deciding.decide_for(float(seconds)), flush=True)
+        print(json.dumps(asdict(deciding.decide_for(float(seconds)))), flush=True)
 
 
 if __name__ == "__main__":

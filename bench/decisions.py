@@ -26,7 +26,6 @@ DECISION = 20.0
 LISTING = 500.0
 """Milliseconds: what the design asks of a decision, and of `vm list` with 1,000 VMs as a whole command."""
 
-_PROCESSES = (1, 2, 4)
 _PROGRAM = (sys.executable, "-m", "nbdresize.cli.main")
 
 Tell = Callable[[str], None]
@@ -43,7 +42,9 @@ class Amounts:
     decisions: int = 100
     seconds: float = 1.0
     """Of deciding side by side, for each number of processes."""
-    commands: int = 5
+    processes: tuple[int, ...] = (1, 2, 4)
+    commands: int = 3
+    """Runs of each command, and of it for each point of the curve."""
     listed: tuple[int, ...] = (10, 100, 1000)
     """VMs, for the curve."""
     checked: int = 100
@@ -110,14 +111,16 @@ def _decisions(state: StateDirectory, amounts: Amounts, section: Section, tell: 
 
 def _rates(state: StateDirectory, amounts: Amounts, section: Section, tell: Tell) -> None:
     line: list[tuple[float, float]] = []
-    for processes in _PROCESSES:
-        rate = side_by_side(state, amounts.full.vms, processes, amounts.seconds)
+    for processes in amounts.processes:
+        made = side_by_side(state, amounts.full.vms, processes, amounts.seconds)
+        rate, slowest = sum(each.count / each.seconds for each in made), max(each.slowest for each in made) * 1e3
         with Control.open(state, create=False) as control:
             take_back(control._site.ledger)
         name = f"{_RATE}, {processes} {'process' if processes == 1 else 'processes at once'}"
         section.figures.append(Figure(name, "per second", Spread(rate, rate, rate), lower_is_better=False))
+        section.figures.append(Figure(f"{name}: the slowest", "ms", Spread(slowest, slowest, slowest)))
         line.append((processes, rate))
-        tell(f"{name}: {rate:.0f}")
+        tell(f"{name}: {rate:.0f}, the slowest {slowest:.1f} ms")
     section.curves.append(Curve("Decisions on one ledger", "processes at once", _RATE, {"all together": line}))
 
 
@@ -147,9 +150,8 @@ def _growing(options: Options, amounts: Amounts, section: Section, tell: Tell) -
         with full_ledger(filling, options.directory) as state:
             with Control.open(state, create=False) as control:
                 inside = statistics.median(timed(control.vms, amounts.commands)) * 1e3
-            for name, more in (("vm list", ()), ("vm list --json", ("--json",))):
-                took, _ = _whole(state, (*_PROGRAM, "vm", "list", *more), amounts.commands)
-                lines.setdefault(f"{name}, the whole command", []).append((vms, statistics.median(took) * 1e3))
+            took, _ = _whole(state, (*_PROGRAM, "vm", "list"), amounts.commands)
+        lines.setdefault(_COMMANDS, []).append((vms, statistics.median(took) * 1e3))
         lines.setdefault("in the process", []).append((vms, inside))
         told = ", ".join(f"{name} {points[-1][1]:.1f} ms" for name, points in lines.items())
         tell(f"{vms:,} VMs: {told}")

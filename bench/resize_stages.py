@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
+from bench.ledger_disk import LedgerDisk
 from nbdresize.control import disks
 from nbdresize.control.ledger import Ledger
 from nbdresize.control.operations import Task
@@ -24,17 +25,17 @@ STAGES = (DECIDE, PROMISE, MAKE, COMMIT, ANSWER, PUBLISH, TOTAL)
 
 
 class StageClock:
-    """Times grows that are made in this process, one at a time, while `watching`."""
+    """Times grows of an operator in this process, one at a time, while `watching`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self._spans: list[tuple[str, float, float]] = []
 
-    def time(self, grow: Callable[[], object]) -> None:
-        """Make one grow, and take down how long each of its stages took."""
+    def time(self, disk: LedgerDisk, size: int) -> None:
+        """Grow the disk to `size`, and take down how long each stage took."""
         self._spans.clear()
         begun = time.monotonic()
-        grow()
+        disk.grow(size)
         ended = time.monotonic()
         names = [name for name, _, _ in self._spans]
         if names != ["transaction", MAKE, "transaction", PUBLISH]:

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 
 from bench.ledger_disk import MIB, wait_until
 from nbdresize.client import connect_resizable
-from nbdresize.client.deadline import Deadline
-from nbdresize.client.dialing import dial
-from nbdresize.client.handshake import Negotiation
-from nbdresize.client.stream import Stream
+from nbdresize.client.handshake import the_export, where_it_is_watched
+from nbdresize.client.opening import open_export
 from nbdresize.client.uri import parse_uri
 from nbdresize.errors import PeerFailed
 from nbdresize.protocol.constants import NBD_CMD_FLAG_NOTIFY, NBD_CMD_READ, NBD_CMD_RESIZE
@@ -27,13 +25,11 @@ from nbdresize.protocol.reply_check import Data, Done, SizeTold
 from nbdresize.protocol.size_record import (
     RECORD_LENGTH,
     RECORD_OFFSET,
-    SIZE_SUFFIX,
     WAITING_RECORD_OFFSET,
     parse_record,
 )
 from nbdresize.protocol.transmission import Request
 
-CLIENTS = (1, 10, 100)
 _STEP = 0.15
 _PATIENCE = 30.0
 _LOOK_EVERY = 0.1
@@ -171,13 +167,10 @@ def _watching(uri: str, way: Way, clients: int) -> Iterator[_Watchers]:
     with ExitStack() as stack:
         subscribers = []
         for _ in range(clients):
-            target, deadline = parse_uri(uri), Deadline(_PATIENCE)
-            connection = stack.enter_context(dial(target, deadline))
-            negotiation = Negotiation(Stream(connection), target, deadline)
-            negotiation.begin()
-            export = target.disk if way.by_command else target.disk + SIZE_SUFFIX
-            negotiated = negotiation.enter(export, block_status=False)
-            subscribers.append(_Subscriber(connection, ReplyStream(negotiated), way.by_command))
+            choose = the_export if way.by_command else where_it_is_watched
+            stream, negotiated = open_export(parse_uri(uri), _PATIENCE, choose)
+            stack.callback(stream.close)
+            subscribers.append(_Subscriber(stream.socket, ReplyStream(negotiated), way.by_command))
         for each in subscribers:
             each.connection.settimeout(_PATIENCE)
             each.ask(first=True)

@@ -24,12 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nbdresize.client.deadline import Deadline
-from nbdresize.client.dialing import dial
+from nbdresize.client.opening import open_export
 from nbdresize.client.uri import parse_uri
 from nbdresize.errors import PeerFailed
-from nbdresize.protocol.client_handshake import Answered, ClientHandshake, Event
 from nbdresize.protocol.constants import NBD_CMD_READ, NBD_CMD_WRITE, NBD_REQUEST_MAGIC, NBD_SIMPLE_REPLY_MAGIC
+from nbdresize.protocol.negotiated import Mode
 
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
@@ -123,23 +122,9 @@ class TimedLoad:
 
 def entered(uri: str) -> socket.socket:
     """A connection to the export at `uri`, past the handshake, with simple replies."""
-    target, deadline, handshake = parse_uri(uri), Deadline(_PATIENCE), ClientHandshake()
-    sock = dial(target, deadline)
-
-    def next_event() -> Event:
-        while True:
-            sock.settimeout(deadline.remaining())
-            for event in handshake.feed(sock.recv(65536)):
-                return event
-
-    greeted = next_event()
-    assert not isinstance(greeted, Answered)
-    sock.sendall(greeted.data + handshake.go(target.export))
-    answered = next_event()
-    if isinstance(answered, Answered) and answered.error:
-        raise PeerFailed(f"The server refuses {target.export}: {answered.message}")
-    # Not settimeout: that would cost a poll() for every call.
-    sock.settimeout(None)
+    stream, _ = open_export(parse_uri(uri), _PATIENCE, best=Mode.SIMPLE)
+    sock = stream.socket
+    sock.settimeout(None)  # which would cost a poll() for every call; so the kernel is to keep time
     limit = struct.pack("ll", int(_PATIENCE), 0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
