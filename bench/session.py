@@ -41,7 +41,11 @@ def planned(options: Options, names: Sequence[str]) -> list[Suite]:
         if options.only.casefold() in names and options.only.casefold() != name:
             continue
         own = replace(options, only="") if options.only.casefold() == name else options
-        suite = importlib.import_module(f"bench.{name}")
+        try:
+            suite = importlib.import_module(f"bench.{name}")
+        except ImportError:
+            found.append(Suite(name, own, [name], 0.0))  # tells why when it is to run, and the others go on
+            continue
         if rows := _rows(suite, own):
             found.append(Suite(name, own, rows, _expected(name, suite, own, len(rows))))
     return found
@@ -70,21 +74,22 @@ class Progress:
         self._clock = clock
         self._began = self._suite_began = clock()
         self._now = 0
-        self._told = 0
+        self._done: set[str] = set()
 
     def begin(self, suite: Suite) -> None:
-        self._now, self._told, self._suite_began = self._suites.index(suite), 0, self._clock()
+        self._now, self._done, self._suite_began = self._suites.index(suite), set(), self._clock()
 
     def tell(self, line: str) -> None:
-        self._told += 1
+        self._done |= {row for row in self._suites[self._now].rows if line.startswith(row)}
         self._say(f"[{minutes(self._clock() - self._began)}, about {minutes(self.left())} left] {line}")
 
     def left(self) -> float:
-        """Seconds. By the pace of this suite's rows so far; the others take what they are expected to."""
+        """Seconds: at first what is expected, later rather the pace of the rows that were told."""
         suite, spent = self._suites[self._now], self._clock() - self._suite_began
         left = max(0.0, suite.expected - spent)
-        if self._told:
-            left = spent / self._told * max(0, len(suite.rows) - self._told)
+        if self._done:
+            part = len(self._done) / len(suite.rows)
+            left = part * (spent / part - spent) + (1 - part) * left
         return left + sum(each.expected for each in self._suites[self._now + 1 :])
 
 

@@ -29,7 +29,7 @@ def report(run: Run) -> str:
     """The whole of it; charts are beside it, under their names."""
     drawn = charts(run)
     about = (
-        f"{run.started}, {run.seconds / 60:.0f} minutes. Ratios are each round's value divided by that of nbdkit's file"
+        f"{run.started}, {_lasting(run.seconds)}. Ratios are each round's value divided by that of nbdkit's file"
         " plugin in the same round, on the same file under the same load: the median, with the lowest and the highest."
         " `docs/bench.md` tells how to read this."
     )
@@ -42,6 +42,10 @@ def report(run: Run) -> str:
         *(part for section in run.sections for part in _section(section, drawn)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _pairs(title: str, pairs: dict[str, str]) -> str:

@@ -105,14 +105,15 @@ def test_a_suite_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None
         raise InvalidArgument("fio is missing", "run: scripts/setup --bench")
     def broken(options, tell):
         raise KeyError("x")
-    sys.exit(main(None, [suite("bad", bad), suite("broken", broken), suite("good", good)]))
+    sys.exit(main(None, [suite("bad", bad), suite("broken", broken), "gone", suite("good", good)]))
     """
     code, _, told = ran(tmp_path, GOOD + textwrap.dedent(failing))
     assert code == 1
     assert "bad: failed: fio is missing: run: scripts/setup --bench\nbroken: failed: KeyError: 'x'\nTraceback" in told
     run = stored.load(tmp_path / "out" / RUN)
     assert [section.suite for section in run.sections] == ["good"]
-    assert run.settings["suites that failed"] == "bad, broken"
+    assert run.settings["suites that failed"] == "bad, broken, gone"
+    assert "gone: failed: ModuleNotFoundError: No module named 'bench.gone'" in told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -171,14 +172,18 @@ def test_only_names_rows_or_a_whole_suite(tmp_path: Path) -> None:
 def test_the_time_left_follows_the_pace_so_far() -> None:
     now, told = [0.0], list[str]()
     options = Options(Path())
-    suites = [Suite("a", options, ["1", "2", "3", "4"], 100.0), Suite("b", options, ["5"], 20.0)]
+    suites = [Suite("a", options, ["one", "two", "three", "four"], 100.0), Suite("b", options, ["five"], 20.0)]
     progress = Progress(suites, told.append, lambda: now[0])
     progress.begin(suites[0])
     assert progress.left() == 120
     now[0] = 50.0
     assert progress.left() == 70
-    progress.tell("one")
-    assert told == ["[0:50, about 2:50 left] one"]  # three more of 50 s each, and the other suite
+    progress.tell("a remark")
+    assert progress.left() == 70
+    progress.tell("one: 5 ms")
+    progress.tell("one: 6 ms, at most")
+    # A quarter is done: three more of 50 s each count a quarter, what was expected three; and the other suite.
+    assert told[-1] == f"[0:50, about {minutes(150 / 4 + 50 * 3 / 4 + 20)} left] one: 6 ms, at most"
     progress.begin(suites[1])
     now[0] = 90.0
     assert progress.left() == 0
