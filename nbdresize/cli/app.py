@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from nbdresize.cli import (
+    bench,
     check,
     disk,
     follow,
@@ -60,7 +61,7 @@ _GROUPS: tuple[tuple[str, _Group], ...] = (
     ("operations", operations),
 )
 
-_ORDER = ("serve", *(name for name, _ in _GROUPS), "size", "grow", "follow", "status", "check")
+_ORDER = ("serve", *(name for name, _ in _GROUPS), "size", "grow", "follow", "status", "check", "bench")
 
 
 class _Commands(TyperGroup):
@@ -84,6 +85,7 @@ def build() -> typer.Typer:
     follow.register(app)
     status.register(app)
     check.register(app)
+    bench.register(app)
     return app
 
 

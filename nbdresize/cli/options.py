@@ -43,7 +43,8 @@ def _inherit_root(context: typer.Context, value: Path | None) -> Path | None:
     return inherited if isinstance(inherited, Path) else None
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A callback for an option that is a number of seconds."""
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a number of seconds")
     return value
@@ -115,7 +116,7 @@ Wait = Annotated[
         metavar="SECONDS",
         min=0,
         max=86400,
-        callback=_finite,
+        callback=finite,
         help="How long to wait for another change of this VM to end.",
     ),
 ]
@@ -126,7 +127,7 @@ Timeout = Annotated[
         metavar="SECONDS",
         min=0.1,
         max=3600,
-        callback=_finite,
+        callback=finite,
         help="How long the server may take for each answer.",
     ),
 ]
@@ -140,7 +141,7 @@ GuestTimeout = Annotated[
         metavar="SECONDS",
         min=0.1,
         max=3600,
-        callback=_finite,
+        callback=finite,
         help="How long telling the guest may take in all.",
     ),
 ]

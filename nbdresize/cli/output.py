@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TextIO
 
 from nbdresize.units import format_size
 
@@ -129,7 +128,7 @@ def duration(seconds: float) -> str:
 
 def arrow() -> str:
     """`→`, or `->` where standard output can't show it."""
-    return "→" if _can_show("→", sys.stdout) else "->"
+    return "→" if can_show("→") else "->"
 
 
 def counted(number: int, noun: str) -> str:
@@ -204,7 +203,9 @@ def _folded_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, i
         text(row_text.rstrip())
 
 
-def _can_show(text: str, stream: TextIO | None) -> bool:
+def can_show(text: str) -> bool:
+    """Whether standard output's encoding has all of its characters."""
+    stream = sys.stdout
     try:
         text.encode((stream.encoding if stream is not None else None) or "ascii")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A connected socket for a load: sends without ever waiting, and receives, which waits, and sends what is left meanwhile.
+"""A connected socket for a load: sends without waiting, and receives, which waits and sends what is left meanwhile.
 
 A client that waited for its requests to be taken, while the server waits for its replies to be taken, would wait for
 ever.

@@ -221,7 +221,7 @@ class VariedReplies(Replies):
             raise ProtocolViolation(f"A chunk of type {kind} with {length} bytes", "that answers nothing asked here")
         if last:
             done.append(cookie)
-        return body + length
+        return body + int(length)
 
     def _reads(self, cookie: int) -> bool:
         if cookie >= len(self._table):
