@@ -31,6 +31,8 @@ class Verdict(StrEnum):
     MISSING = "only in one"
     """Not measured in the other run, or refused."""
     ELSEWHERE = "another machine"
+    SINGLE = "measured once"
+    """So that how much it varies is not known."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def _verdict(old: _Number | None, new: _Number | None, *, same: bool) -> Verdict
         return Verdict.MISSING
     if new.absolute and not same:
         return Verdict.ELSEWHERE
+    if new.absolute and new.least == _LEAST and any(each.value.low == each.value.high for each in (old, new)):
+        return Verdict.SINGLE
     apart = new.value.low > old.value.high or new.value.high < old.value.low
     if not apart or abs(new.value.median - old.value.median) < new.least * abs(old.value.median):
         return Verdict.NOISE

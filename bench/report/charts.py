@@ -253,6 +253,7 @@ def _scale(axes: "Axes", curve: Curve, drawn: dict[str, list[tuple[float, float]
         axes.set_xscale("log", base=2)
     if curve.logarithmic_y and min(ys) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, place: number(value))
     else:
         axes.set_ylim(bottom=min(0.0, *ys))
     apart = all(later >= earlier * 1.4 for earlier, later in pairwise(xs))

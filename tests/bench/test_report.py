@@ -234,6 +234,14 @@ def test_more_time_is_worse_and_fewer_per_second_too() -> None:
     assert set(verdicts(with_figure(5, 100), with_figure(10, 50, cores="64")).values()) == {Verdict.ELSEWHERE}
 
 
+def test_a_figure_measured_once_is_not_judged() -> None:
+    def once(value: float) -> Run:
+        figure = Figure("the slowest", "ms", Spread(value, value, value))
+        return dataclasses.replace(made(), sections=[Section("decisions", "D", figures=[figure])])
+
+    assert set(verdicts(once(5), once(50)).values()) == {Verdict.SINGLE}
+
+
 def test_one_percent_more_instructions_counts() -> None:
     def counted(number: float) -> Run:
         figure = Figure("4 KiB read", "instructions per request", Spread(number, number, number))
