@@ -75,10 +75,14 @@ def judged(comparison: Comparison) -> Comparison:
     if rounds < FEWEST_ROUNDS:
         refused = f"{rounds} rounds: a result takes at least {FEWEST_ROUNDS}"
         unsteady = {}
-    elif others := [server for server in samples if server != BASE and BASE in samples]:
-        causes = [unsteady.get(server, {}).get(Measure.THROUGHPUT.value) for server in others]
-        if all(causes):
-            refused = f"after {rounds} rounds, no ratio is steady: {causes[0]}"
+    elif unsteady and all(
+        what.value in unsteady.get(server, {}) or not per_round(samples, server, what)
+        for server in samples
+        if server != BASE
+        for what in Measure
+    ):
+        first = next(iter(next(iter(unsteady.values())).values()))
+        refused = f"after {rounds} rounds, no ratio is steady: {first}"
     return Comparison(comparison.row, samples, comparison.targets, refused, unsteady)
 
 

@@ -82,7 +82,21 @@ def test_a_ratio_that_stays_wild_is_refused_after_a_bounded_number_of_rounds() -
     fake = Fake(native=[1, 3] * 20, nbdkit_file=[1])
     found = compare(row("native", BASE), fake, 5)
     assert len(found.samples["native"]) == 11
-    assert "native's throughput is somewhere from 1.00 to 3.00" in found.refused
+    assert "native's throughput is somewhere from 1.00 to 3.00" in found.unsteady["native"]["throughput"]
+    assert ratios(found, "native", Measure.THROUGHPUT) is None
+    assert found.refused == ""  # its processor time per request is steady
+    assert ratios(found, "native", Measure.PROCESSOR) == spread([1.0])
+
+
+def test_a_row_without_any_steady_ratio_is_refused_as_a_whole() -> None:
+    values = iter([1.0, 3.0] * 20)
+
+    def measure(server: str) -> Sample:
+        value = 1.0 if server == BASE else next(values)
+        return Sample(value, value, value)
+
+    found = compare(row("native", BASE), measure, 5)
+    assert found.refused.startswith("after 11 rounds, no ratio is steady: native's throughput is somewhere from 1.00")
     assert all(ratios(found, "native", what) is None for what in Measure)
 
 
