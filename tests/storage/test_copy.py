@@ -113,7 +113,6 @@ class TestCopy:
             pool.copy(volume.path, "copy")
         assert pool.volume("copy").path.read_bytes() == b"precious"
 
-    @pytest.mark.timeout(20)
     def test_only_files_and_devices_are_copied(self, tmp_path: Path) -> None:
         pool = FilePool(tmp_path)
         os.mkfifo(tmp_path / "pipe")

@@ -284,7 +284,6 @@ class TestFiles:
         discard(path)
         assert WriteMap.open(path) is None
 
-    @pytest.mark.timeout(20)
     def test_what_is_no_file(self, path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(StateUnusable, match="remove it"):
