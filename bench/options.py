@@ -15,7 +15,7 @@ from bench.model import Section
 
 MIB = 1 << 20
 ROUNDS = 5
-SECONDS = 1.0
+SECONDS = 0.5
 SIZE = 512 * MIB
 
 

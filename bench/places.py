@@ -107,7 +107,6 @@ def _mount_image(medium: Medium, image: Path, size: int, point: Path) -> None:
     """The loop device lasts as long as the mount: detaching it right away takes effect when that ends."""
     _check_room(image.parent, size)
     with image.open("wb") as file:
-        file.truncate(size)
         os.posix_fallocate(file.fileno(), 0, size)
     _run(*_MAKE[medium], str(image))
     device = _attached(image)
@@ -191,12 +190,12 @@ def _free(directory: Path) -> int:
 # The disk
 
 
-def make_disk(directory: Path, size: int, *, sparse: bool = False) -> Path:
+def make_disk(directory: Path, size: int, *, sparse: bool = False, name: str = "disk.img") -> Path:
     """A file of `size` bytes that don't compress, on the disk when this returns.
 
     `sparse`: only one part in 32 is data, the rest are holes.
     """
-    path = directory / ("sparse.img" if sparse else "disk.img")
+    path = directory / name
     every, data = (_EVERY, _DATA) if sparse else (MIB, MIB)
     with path.open("wb", buffering=0) as file:
         file.truncate(size)

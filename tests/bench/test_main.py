@@ -83,7 +83,7 @@ def test_a_run_writes_its_file_its_report_and_its_charts(tmp_path: Path) -> None
     assert code == 0, told
     run = stored.load(tmp_path / "out" / RUN)
     assert [section.comparisons for section in run.sections] == [[steady_row()]]
-    assert run.settings == {"run": "quick", "rounds": "5", "seconds of each sample": "1", "file": "16 MiB"}
+    assert run.settings == {"run": "quick", "rounds": "5", "seconds of each sample": "0.5", "file": "16 MiB"}
     assert (tmp_path / "out" / REPORT).read_text() == report(run)
     assert (tmp_path / "out/targets-throughput.svg").stat().st_size > 1000
     assert re.search(r"^\[0:0\d, about 0:0\d left\] row one$", told, re.MULTILINE)
