@@ -27,10 +27,11 @@ DEVICES = {
     "last": "virtio-blk-pci,id=last-device,bus=bridge,addr=3",
     "volume": "scsi-hd,id=volume-device,bus=scsi.0,scsi-id=1,lun=0",
     "several": "scsi-hd,id=several-device,bus=scsi.0,scsi-id=2,lun=3",
+    "mapped": "scsi-hd,id=mapped-device,bus=scsi.0,scsi-id=3,lun=1",
 }
 MAKE = """
-modprobe -a dm-mod xfs
-mkdir -p /mnt/whole /mnt/last /mnt/volume
+modprobe -a dm-mod xfs btrfs
+mkdir -p /mnt/whole /mnt/last /mnt/volume /mnt/mapped
 mkfs.ext4 -q /dev/vda; mount /dev/vda /mnt/whole
 printf 'label: gpt\\n,32M\\n,,\\n' | sfdisk -q /dev/vdc
 mkfs.xfs -q /dev/vdc2; mount /dev/vdc2 /mnt/last
@@ -40,6 +41,8 @@ lvcreate -q -y -n swap -L 32M one; mkswap -q /dev/one/swap
 lvcreate -q -y -n root -l 100%FREE one; mkfs.ext4 -q /dev/one/root; mount /dev/one/root /mnt/volume
 pvcreate -q /dev/sdb; vgcreate -q two /dev/sdb
 lvcreate -q -y -n a -L 64M two; lvcreate -q -y -n b -L 64M two
+pvcreate -q /dev/sdc; vgcreate -q three /dev/sdc
+lvcreate -q -y -n root -l 100%FREE three; mkfs.btrfs -q /dev/three/root; mount /dev/three/root /mnt/mapped
 """
 
 
@@ -121,7 +124,12 @@ def test_a_device_is_found_where_its_guest_sees_it(guest: QemuGuest) -> None:
 
 @pytest.mark.parametrize(
     ("name", "device", "taken"),
-    [("whole", "/dev/vda ext4", 0), ("last", "/dev/vdc2 xfs", 33), ("volume", "/dev/one/root ext4", 65)],
+    [
+        ("whole", "/dev/vda ext4", 0),
+        ("last", "/dev/vdc2 xfs", 33),
+        ("volume", "/dev/one/root ext4", 65),
+        ("mapped", "/dev/three/root btrfs", 4),
+    ],
 )
 def test_what_lies_on_a_disk_grows_with_it(guest: QemuGuest, name: str, device: str, taken: int) -> None:
     guest.run(f"head -c 5000000 /dev/urandom >/mnt/{name}/data; sha256sum /mnt/{name}/data >/run/{name}.sum")
@@ -203,8 +211,8 @@ def test_file_systems_are_clean_after_all_this(guest: QemuGuest) -> None:
     guest.run(
         """
         set -e
-        umount /mnt/whole /mnt/last /mnt/volume
-        e2fsck -fn /dev/vda; xfs_repair -n /dev/vdc2; e2fsck -fn /dev/one/root
+        umount /mnt/whole /mnt/last /mnt/volume /mnt/mapped
+        e2fsck -fn /dev/vda; xfs_repair -n /dev/vdc2; e2fsck -fn /dev/one/root; btrfs check /dev/three/root
         sfdisk --verify /dev/vdc
         ! dmesg | grep -i 'i/o error'
         """
