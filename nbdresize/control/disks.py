@@ -120,34 +120,43 @@ class _Run:
         going = _going(entry, decided)
         if going and entry.vm.protected:
             raise protected(self.vm, f"{', '.join(disk.name for disk in going)} can't be shrunk or deleted")
+        if _grows(decided):
+            _check_whole(entry, decided.remove)
         return entry, decided
 
-    def _promise(self, connection: sql.Connection, before: Decided, taken: Sequence[str]) -> tuple[Entry, Intent]:
-        """Decide once more, inside the transaction that records the promise."""
+    def _promise(self, connection: sql.Connection, before: Decided, taken: Sequence[str]) -> tuple[Entry, Intent, bool]:
+        """Decide once more, inside the transaction that records the promise; also whether that ended earlier changes.
+
+        Then there is no way back: the change only ever goes on.
+        """
         entry, decided = self._decide(connection)
         fenced_then = {disk.slot for disk in _going(entry, before)}
         fenced_now = {disk.slot for disk in _going(entry, decided)}
         stuck = [disk for disk in entry.vm.disks if disk.pending_size is not None and disk.slot not in decided.remove]
         if fenced_then != fenced_now or any(disk.slot in _slots(decided) for disk in stuck):
             raise ResourceInUse(f"The disks of VM {self.vm} were changed by another command", "try again")
+        ended = False
         for slot in decided.remove:  # a resize that could not be completed (its volume fails, or is gone) ends here
             disk = disk_of(entry, slot)
             unfinished = entry.intent_of(disk)
             if unfinished is not None:
                 records.end_step(connection, unfinished, disk.id, VolumeFailed(f"{disk.export_name} was deleted"))
+                ended = True
         steps = [*_steps_of_new(connection, entry, decided, taken), *_steps_of_known(entry, decided)]
-        committed = not decided.add and not any(step.grows for step in steps)
+        committed = not _grows(decided)
         request, vm_id = self.task.request, entry.vm.id
         intent = records.open_intent(connection, request, self.kind, vm_id=vm_id, steps=steps)
         if committed:
             intents.commit(connection, intent)
             intent = replace(intent, committed=True)
-        return reread(connection, self.vm), intent
+        after = reread(connection, self.vm)
+        _check_promised(entry, after)
+        return after, intent, ended
 
     def _change(self, decided: Decided) -> ChangeOutcome:
         taken = self.site.pool.names() if decided.add else []
         with self.task.stage("ledger"), self.site.ledger.deciding() as connection:
-            entry, intent = self._promise(connection, decided, taken)
+            entry, intent, ended = self._promise(connection, decided, taken)
         leaves = any(step.shrinks or step.action is Action.REMOVE for step in intent.steps)
         try:
             if not intent.committed:
@@ -161,7 +170,7 @@ class _Run:
             undo_after(self.site, entry, intent, error)
             raise
         if leaves:
-            self._finish(entry, replace(intent, committed=True))
+            self._finish(entry, replace(intent, committed=True), back=not ended)
         return self._outcome()
 
     def _make(self, entry: Entry, intent: Intent) -> None:
@@ -172,14 +181,15 @@ class _Run:
                 self.site.pool.create(disk.volume, disk.size, preallocate=self.preallocate, progress=progress)
         recovery.grow(self.site, entry, intent, self.task.progress(f"growing {self.vm}"))
 
-    def _finish(self, entry: Entry, intent: Intent) -> None:
+    def _finish(self, entry: Entry, intent: Intent, *, back: bool) -> None:
+        """`back`: it may be taken back where it fails before anything has happened."""
         disks = [disk.export_name for disk in entry.disks_of(intent)]
         self.task.publish(self.site.state, disks)
         try:
             with self.task.stage("volume"):
                 recovery.finish(self.site, entry, intent, self.task.stages())
         except NbdresizeError as error:
-            if recovery.take_back(self.site, entry, intent, error):
+            if back and recovery.take_back(self.site, entry, intent, error):
                 self.task.publish(self.site.state, disks)
             raise
         if any(step.action is Action.REMOVE for step in intent.steps):
@@ -243,7 +253,7 @@ def undo_after(site: Site, entry: Entry | None, intent: Intent, error: BaseExcep
     A grow that ends in any other way than by an error of ours, or by Ctrl-C, is left for recovery to finish. What the
     ledger has as committed is not undone: Ctrl-C may come between that and our knowing of it.
     """
-    if intent.only_grows and not isinstance(error, NbdresizeError | KeyboardInterrupt):
+    if intent.forwards and not isinstance(error, NbdresizeError | KeyboardInterrupt):
         return
     with suppress(NbdresizeError):
         with site.ledger.reading() as connection:
@@ -298,6 +308,26 @@ def _going(entry: Entry, decided: Decided) -> list[Disk]:
     return [disk_of(entry, slot) for slot in slots]
 
 
+def _grows(decided: Decided) -> bool:
+    """Whether there is something to make before it can be committed."""
+    return bool(decided.add) or any(each.size > old for _, old, each in decided.update)
+
+
+def _check_whole(entry: Entry, slots: Sequence[int]) -> None:
+    """Raises ResourceInUse where one of these disks is in an earlier change that could not be completed.
+
+    Its deletion ends that, so it has to be one that is never undone.
+    """
+    for slot in slots:
+        disk = disk_of(entry, slot)
+        unfinished = entry.intent_of(disk)
+        if unfinished is not None:
+            raise ResourceInUse(
+                f"An earlier {unfinished.label} of {disk.export_name} could not be completed",
+                "delete it in a request that neither adds nor grows disks, then do the rest in a second one",
+            )
+
+
 def _slots(decided: Decided) -> set[int]:
     return {slot for slot, old, each in decided.update if each.size != old}
 
@@ -317,13 +347,23 @@ def _steps_of_known(entry: Entry, decided: Decided) -> list[Step]:
         for slot, old, each in decided.update
         if each.size != old
     ]
-    removed = [disk_of(entry, slot) for slot in decided.remove]
-    return [*resized, *(removal(entry, disk) for disk in removed)]
+    released = entry.released(decided.remove)
+    return [*resized, *(removal(entry, disk_of(entry, slot), released[slot]) for slot in decided.remove)]
 
 
-def removal(entry: Entry, disk: Disk) -> Step:
-    """The step that deletes a disk, with what an unfinished rollback was to put in its place."""
-    return Step(disk.id, Action.REMOVE, disk.size, 0, staged=entry.staged_of(disk))
+def removal(entry: Entry, disk: Disk, charged: int) -> Step:
+    """The step that deletes a disk, with what an unfinished rollback was to put in its place.
+
+    It is `charged` until then what the VM is charged less without it.
+    """
+    return Step(disk.id, Action.REMOVE, charged, 0, staged=entry.staged_of(disk))
+
+
+def _check_promised(before: Entry, after: Entry) -> None:
+    """Raises InsufficientSpace where what was just promised takes a VM past its budget, or further past it."""
+    if after.account.used > max(after.vm.budget, before.account.used):
+        more = after.account.used - before.account.used
+        raise before.account.refuse(f"This change of VM {before.vm.name}", more)
 
 
 def _arguments(kind: Kind, vm: str, changes: DiskChanges, options: ResizeOptions, preallocate: bool) -> str:

@@ -267,7 +267,7 @@ _FROM_2_TO_3 = (
 
 
 def _fourth(connection: sql.Connection) -> None:
-    """Version 4: the guests of VMs, and what they were told."""
+    """Version 4: the guests of VMs, and what they were told; what becomes of unfinished changes, and their copies."""
     tables = sql.MetaData()
     sql.Table("vms", tables, sql.Column("id", sql.Integer, primary_key=True))
     guests = sql.Table(
@@ -280,6 +280,19 @@ def _fourth(connection: sql.Connection) -> None:
         sql.Column("stages", sql.Text, nullable=False),
     )
     tables.create_all(connection, tables=[guests], checkfirst=False)
+    for statement in _FROM_3_TO_4:
+        connection.execute(sql.text(statement))
+
+
+_FROM_3_TO_4 = (
+    "ALTER TABLE intents ADD COLUMN forwards BOOLEAN NOT NULL DEFAULT FALSE",
+    "ALTER TABLE intents ADD COLUMN pool_space BIGINT NOT NULL DEFAULT 0",
+    """
+    UPDATE intents SET forwards = TRUE
+    WHERE id IN (SELECT intent_id FROM steps)
+    AND id NOT IN (SELECT intent_id FROM steps WHERE action <> 'resize' OR new_size <= old_size)
+    """,
+)
 
 
 STEPS: tuple[Callable[[sql.Connection], None], ...] = (_first, _second, _third, _fourth)

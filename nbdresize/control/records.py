@@ -83,6 +83,8 @@ class Intent:
     """An unfinished change.
 
     Until it is `committed`, users see all as it was before; from then on as it will be, and it is only ever finished.
+    `forwards`: so is it before, by whoever finds it, at any time, whoever is attached; that is as it was opened, also
+    where disks have been taken out of it since.
     """
 
     id: int
@@ -93,11 +95,7 @@ class Intent:
     snapshot_id: int | None = None
     image_id: int | None = None
     steps: tuple[Step, ...] = ()
-
-    @property
-    def only_grows(self) -> bool:
-        """Whether it can be finished forwards by whoever finds it, at any time, whoever is attached."""
-        return bool(self.steps) and all(step.action is Action.RESIZE and step.grows for step in self.steps)
+    forwards: bool = False
 
     @property
     def label(self) -> str:
@@ -147,6 +145,26 @@ class Entry:
         """The volume that an unfinished rollback was to put in the place of this disk's."""
         unfinished = self.intent_of(disk)
         return next((each.staged for each in unfinished.steps if each.disk_id == disk.id), None) if unfinished else None
+
+    def released(self, slots: Sequence[int]) -> dict[int, int]:
+        """By slot, what the VM is charged less without these disks, taken away one after the other.
+
+        A disk in an unfinished change is charged together with the others of that, at the larger end of them all; so
+        what goes with it may be less than its size.
+        """
+        gone: set[int] = set()
+        found = {}
+        for slot in slots:
+            disk = self.disk(slot)
+            if disk is None:
+                continue
+            intent = self.intent_of(disk)
+            found[slot] = disk.size
+            if intent is not None:
+                left = [step for step in intent.steps if step.disk_id not in gone]
+                found[slot] = _larger(left) - _larger([step for step in left if step.disk_id != disk.id])
+            gone.add(disk.id)
+        return found
 
     def disks_of(self, intent: Intent) -> tuple[Disk, ...]:
         """The disks that an intent is about."""
@@ -208,6 +226,7 @@ def read_intents(connection: sql.Connection, vm_id: sql.ScalarSelect[int] | None
             row["snapshot_id"],
             row["image_id"],
             tuple(_step(each) for each in steps_by_intent.get(row["id"], [])),
+            row["forwards"],
         )
         for row in rows
     ]
@@ -345,9 +364,14 @@ def open_intent(
     snapshot_id: int | None = None,
     image_id: int | None = None,
     committed: bool = False,
+    pool_space: int = 0,
 ) -> Intent:
-    """Record what is about to be done, and that its operation runs."""
+    """Record what is about to be done, and that its operation runs. Only growing disks is finished forwards.
+
+    `pool_space` bytes more of the pool are promised until it is closed.
+    """
     operations.begin(connection, operation)
+    forwards = bool(steps) and all(step.action is Action.RESIZE and step.grows for step in steps)
     values = {
         "operation": operation.id,
         "kind": kind.value,
@@ -355,6 +379,8 @@ def open_intent(
         "snapshot_id": snapshot_id,
         "image_id": image_id,
         "committed": committed,
+        "forwards": forwards,
+        "pool_space": pool_space,
     }
     added = sql.insert(schema.intents).values(values).returning(schema.intents.c.id)
     intent_id = int(connection.execute(added).scalar_one())
@@ -369,7 +395,7 @@ def open_intent(
             "staged": step.staged,
         }
         connection.execute(sql.insert(schema.steps).values(row))
-    return Intent(intent_id, operation.id, kind, committed, vm_id, snapshot_id, image_id, tuple(steps))
+    return Intent(intent_id, operation.id, kind, committed, vm_id, snapshot_id, image_id, tuple(steps), forwards)
 
 
 def commit_intent(connection: sql.Connection, intent: Intent) -> None:
@@ -396,8 +422,9 @@ def drop_intent(connection: sql.Connection, intent: Intent, why: BaseException |
 
 def end_step(connection: sql.Connection, intent: Intent, disk_id: int, why: BaseException) -> None:
     """Take one disk out of an unfinished change; the change ends where that was its last."""
-    connection.execute(sql.delete(schema.steps).where(schema.steps.c.disk_id == disk_id))
-    if all(step.disk_id == disk_id for step in intent.steps):
+    steps = schema.steps
+    connection.execute(sql.delete(steps).where(steps.c.disk_id == disk_id))
+    if not connection.scalar(sql.select(sql.func.count()).where(steps.c.intent_id == intent.id)):
         drop_intent(connection, intent, why)
 
 

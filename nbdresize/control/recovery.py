@@ -161,7 +161,7 @@ def complete(site: Site, entry: Entry | None, intent: Intent) -> None:
     """Finish or undo a change whose process was killed, or which failed."""
     if intent.committed:
         finish(site, entry, intent)
-    elif intent.only_grows:
+    elif intent.forwards:
         try:
             grow(site, entry, intent)
         except NbdresizeError as error:

@@ -124,7 +124,11 @@ intents = sql.Table(
     sql.Column("snapshot_id", sql.Integer, sql.ForeignKey("snapshots.id")),
     sql.Column("image_id", sql.Integer, sql.ForeignKey("images.id")),
     sql.Column("committed", sql.Boolean, nullable=False),
+    sql.Column("forwards", sql.Boolean, nullable=False),
+    sql.Column("pool_space", sql.BigInteger, nullable=False),
 )
+"""`forwards`: whoever finds it uncommitted finishes it, instead of undoing it. `pool_space`: what it takes in the pool,
+besides what budgets and images are promised, until it is closed."""
 
 steps = sql.Table(
     "steps",

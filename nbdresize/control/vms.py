@@ -341,7 +341,7 @@ def _promise_deletion(connection: sql.Connection, request: operations.Request, n
     _check_deletable(entry)
     for stuck in entry.intents:
         records.drop_intent(connection, stuck, ResourceNotFound(f"VM {name} was deleted"))
-    steps = [removal(entry, disk) for disk in entry.disks]
+    steps = [removal(entry, disk, disk.size) for disk in entry.disks]
     vm_id = entry.vm.id
     intent = records.open_intent(connection, request, Kind.DELETE_VM, vm_id=vm_id, steps=steps, committed=True)
     return reread(connection, name), replace(intent, committed=True)

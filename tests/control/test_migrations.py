@@ -14,7 +14,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control import migrations
 from nbdresize.control.control import Control
 from nbdresize.control.model import ClientResize, OperationState, ResizeOptions
-from nbdresize.errors import InvalidArgument, StateUnusable
+from nbdresize.errors import InvalidArgument
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
 
@@ -201,21 +201,41 @@ def test_a_migration_that_does_not_come_to_its_end_leaves_version_2(old: StateDi
     assert problems(old) == []
 
 
-def test_a_ledger_of_version_3_gets_guests_and_keeps_all_else(
-    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(migrations, "STEPS", migrations.STEPS[:3])
-        patch.setattr(migrations, "VERSION", 3)
-        with pytest.raises(StateUnusable, match="no such table: guests"), Control.open(state) as control:
-            control.create_vm("web1", BUDGET, [SizeRequest(exact=2 * MIB)])
-            control.create_snapshot("web1", "before")
-            control.guests()
-    with closing(sqlite3.connect(state.ledger)) as ledger:
-        assert ledger.execute("SELECT version FROM meta").fetchall() == [(3,)]
+def _make_version_3(state: StateDirectory) -> None:
+    """A VM whose disk0 was to grow, and which was to get a disk2: both left unfinished."""
+    for directory in (state.volumes, state.leases, state.locks, state.run):
+        directory.mkdir(parents=True)
+    engine = sql.create_engine(f"sqlite:///{state.ledger}", poolclass=sql.NullPool)
+    with engine.begin() as connection:
+        for step in migrations.STEPS[:3]:
+            step(connection)
+        connection.execute(sql.text("UPDATE meta SET version = 3"))
+    with closing(sqlite3.connect(state.ledger)) as ledger, ledger:
+        ledger.execute(f"INSERT INTO vms VALUES (1, 'web1', {BUDGET}, NULL, NULL, NULL, 0, 0)")
+        for slot, started in enumerate((LAST_WEEK + 1, None, LAST_WEEK)):
+            volume = f"web1-disk{slot}-00000000"
+            ledger.execute(f"INSERT INTO disks VALUES ({slot}, 1, {slot}, {2 * MIB}, 1, '{volume}', NULL, 0)")
+            path = state.volumes / f"{volume}.raw"
+            path.touch()
+            os.truncate(path, 2 * MIB)
+            if started is not None:
+                row = (f"of{slot}", "resize_disk" if slot == 0 else "add_disk", "web1", "{}", "running", started, 0)
+                columns = "operation, kind, subject, arguments, state, started, cancelling"
+                ledger.execute(f"INSERT INTO operations ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        ledger.executescript(
+            "INSERT INTO intents (id, operation, kind, vm_id, committed) VALUES (1, 'of0', 'resize_disk', 1, 0);"
+            "INSERT INTO intents (id, operation, kind, vm_id, committed) VALUES (2, 'of2', 'add_disk', 1, 0);"
+            f"INSERT INTO steps VALUES (1, 0, 'resize', {2 * MIB}, {4 * MIB}, 1, NULL);"
+            f"INSERT INTO steps VALUES (2, 2, 'add', 0, {2 * MIB}, 1, NULL);"
+        )
+
+
+def test_a_ledger_of_version_3_gets_guests_and_keeps_all_else(state: StateDirectory) -> None:
+    _make_version_3(state)
     with Control.open(state) as control:
         (vm,) = control.vms()
-        assert (vm.name, vm.budget, vm.snapshots, [disk.size for disk in vm.disks]) == ("web1", BUDGET, 1, [2 * MIB])
+        assert (vm.name, vm.budget, [disk.size for disk in vm.disks]) == ("web1", BUDGET, [4 * MIB, 2 * MIB])
+        assert [each.state for each in control.operations()] == [OperationState.DONE, OperationState.FAILED]
         assert control.guests() == []
         attached = control.attach_guest("web1", Path("/run/web1.qmp"))
         assert control.guests() == [attached]
