@@ -4,6 +4,7 @@ They need root, and the programs of the file system; without, the test fails and
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tests.wait import until
 
 MIB = 1 << 20
 GIB = 1 << 30
+_BLOCK = 4096
 
 FILE_SYSTEMS = ("tmpfs", "ext4", "xfs", "btrfs", "ramfs")
 """All kinds that `mounted` knows. ramfs can do nothing but read and write: no holes, no allocation."""
@@ -104,6 +106,42 @@ def mounted(kind: str, directory: Path, *, size: int = 0, make_options: tuple[st
         stack.callback(point.rmdir)
         stack.callback(_unmount, point)
         yield point
+
+
+@contextlib.contextmanager
+def mounted_in_memory(kind: str, directory: Path, *, size: int = 0) -> Iterator[Path]:
+    """As `mounted`, with the image in memory: for tests that fill or flush it, which on a busy disk takes minutes."""
+    room = max(size, _SMALLEST.get(kind, 0)) + 64 * MIB
+    with mounted("tmpfs", directory, size=room) as memory, mounted(kind, memory, size=size) as point:
+        yield point
+
+
+def fill(path: Path, leave: int = 0) -> None:
+    """Make a file of all that is left on its file system, less `leave` bytes: reserved, as far as that goes."""
+    with path.open("wb", buffering=0) as file:
+        end = 0
+        for size in (16 * MIB, MIB, _BLOCK):
+            with _no_space():
+                while True:
+                    os.posix_fallocate(file.fileno(), end, size)
+                    end += size
+        file.seek(end)
+        with _no_space():
+            while True:
+                file.write(bytes(_BLOCK))
+        os.fsync(file.fileno())
+        file.truncate(max(0, file.tell() - leave))
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _no_space() -> Iterator[None]:
+    """The block ends by finding the file system full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _unmount(point: Path) -> None:

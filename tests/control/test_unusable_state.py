@@ -17,7 +17,7 @@ from nbdresize.control.model import ResizeOptions
 from nbdresize.errors import InsufficientSpace, ResourceNotFound, StateUnusable, VolumeFailed
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
-from tests.filesystems import mounted, run
+from tests.filesystems import fill, mounted, mounted_in_memory, run
 
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -171,15 +171,10 @@ def test_an_empty_ledger_is_one_that_was_never_written(state: StateDirectory) ->
 
 def test_a_file_system_without_room_for_what_sqlite_makes_beside_the_ledger_is_named_as_full(tmp_path: Path) -> None:
     """xfs says that a few blocks are left, which nobody gets."""
-    with mounted("xfs", tmp_path) as directory:
+    with mounted_in_memory("xfs", tmp_path) as directory:
         state = StateDirectory(directory / "state")
         Control.open(state).close()
-        with suppress(OSError), (directory / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(MIB))
-        with suppress(OSError), (directory / "rest").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(4096))
+        fill(directory / "filler")
         told = refused(state)
         assert "No space for the ledger" in told
         assert told.endswith("free some space on its file system")
@@ -254,8 +249,5 @@ def _attempt_all(state: StateDirectory) -> list[str]:
 def _fill(point: Path, room: int = 0) -> Path:
     """A file that takes all of the file system but about `room` bytes."""
     path = point / "filling"
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
-    os.truncate(path, max(0, path.stat().st_size - room))
+    fill(path, leave=room)
     return path

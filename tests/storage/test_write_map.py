@@ -1,7 +1,6 @@
 """Maps of written blocks: every mark is taken, by whichever process it was made; nothing bad is ever mapped."""
 
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from nbdresize.errors import InsufficientSpace, StateUnusable, VolumeFailed
 from nbdresize.storage.write_map import WriteMap, discard
 from nbdresize.units import MAX_SIZE
-from tests.filesystems import mounted, program
+from tests.filesystems import fill, mounted_in_memory, program
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -301,7 +300,7 @@ class TestFiles:
 class TestFullFileSystem:
     @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
     def test_a_map_without_room_is_refused_and_leaves_nothing(self, tmp_path: Path, kind: str) -> None:
-        with mounted(kind, tmp_path, size=16 * MIB) as directory:
+        with mounted_in_memory(kind, tmp_path, size=16 * MIB) as directory:
             fill(directory / "filler", leave=MIB)
             with pytest.raises(InsufficientSpace, match="free space there, which a copy of a disk in use needs"):
                 WriteMap.create(directory / "disk.written", 64 * GIB)
@@ -310,7 +309,7 @@ class TestFullFileSystem:
     # Not btrfs: there it depends on the kernel whether reserved space stays reserved (see WriteMap.create).
     @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs"])
     def test_a_process_that_marks_is_not_killed_when_it_fills_up(self, tmp_path: Path, kind: str) -> None:
-        with mounted(kind, tmp_path, size=16 * MIB) as directory:
+        with mounted_in_memory(kind, tmp_path, size=16 * MIB) as directory:
             path = directory / "disk.written"
             made = WriteMap.create(path, 8 * GIB)
             fill(directory / "filler")
@@ -325,15 +324,3 @@ for number in range(3):
             mark_elsewhere(path, code)
             assert made.marked() == 2048 * BLOCK
             made.close()
-
-
-def fill(path: Path, leave: int = 0) -> None:
-    """Write until the file system of `path` is full, and then take `leave` bytes away."""
-    with path.open("wb", buffering=0) as file:
-        for size in (MIB, BLOCK):
-            with pytest.raises(OSError, match=re.escape(os.strerror(28))):
-                while file.write(bytes(size)):
-                    pass
-        os.fsync(file.fileno())
-        file.truncate(max(0, file.tell() - leave))
-        os.fsync(file.fileno())
