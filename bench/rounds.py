@@ -73,7 +73,7 @@ def judged(comparison: Comparison) -> Comparison:
     rounds = min((len(each) for each in samples.values()), default=0)
     refused, unsteady = "", _unsteady(samples)
     if rounds < FEWEST_ROUNDS:
-        refused = f"{rounds} rounds: a result takes at least {FEWEST_ROUNDS}"
+        refused = f"rounds: {rounds}; a result takes at least {FEWEST_ROUNDS}"
         unsteady = {}
     elif unsteady and all(
         what.value in unsteady.get(server, {}) or not per_round(samples, server, what)

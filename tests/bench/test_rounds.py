@@ -120,7 +120,7 @@ def test_fewer_than_five_rounds_are_a_look_and_no_result(rounds: int) -> None:
     fake = Fake(native=[1, 3] * 20, nbdkit_file=[1])
     found = compare(row("native", BASE), fake, rounds)
     assert len(found.samples["native"]) == rounds
-    assert found.refused == f"{rounds} rounds: a result takes at least 5"
+    assert found.refused == f"rounds: {rounds}; a result takes at least 5"
     assert ratios(found, "native", Measure.THROUGHPUT) is None
 
 
