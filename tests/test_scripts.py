@@ -52,6 +52,7 @@ def test_setup_says_and_changes_nothing_where_all_is_there() -> None:
     again = script(SETUP, "--tests")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert script(SETUP).stderr == ""  # what tests need includes what use needs
+    assert script(SETUP, "--bench").stderr == ""
     assert stamp.stat().st_mtime_ns == before
 
 
@@ -120,6 +121,15 @@ def test_setup_check_names_what_is_missing_and_installs_nothing(tmp_path: Path) 
     assert result.returncode == 1
     assert result.stderr == "setup: missing: xfsprogs; run: scripts/setup --tests\n"
     assert in_another_machine(without_package("xfsprogs", tmp_path), f"{SETUP} --check").returncode == 0
+
+
+def test_setup_check_names_what_the_benchmarks_miss(tmp_path: Path) -> None:
+    other = without_package("nbd-server", tmp_path)
+    for purpose in ("--bench", "--tests"):
+        result = in_another_machine(other, f"{SETUP} {purpose} --check")
+        assert result.returncode == 1
+        assert result.stderr == f"setup: missing: nbd-server; run: scripts/setup {purpose}\n"
+    assert in_another_machine(other, f"{SETUP} --check").returncode == 0
 
 
 def test_setup_refuses_a_python_that_is_too_old(tmp_path: Path) -> None:

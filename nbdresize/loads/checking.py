@@ -25,6 +25,7 @@ from nbdresize.loads.pipeline import Pipeline, replies_for
 from nbdresize.loads.requests import READ_SHARE, RequestTable
 from nbdresize.loads.team import opened, part
 from nbdresize.protocol.constants import NBD_FLAG_SEND_FLUSH
+from nbdresize.protocol.negotiated import Mode
 
 VERIFIED = 64 << 20
 """How much of a disk is verified in one run, unless somebody says otherwise, in bytes; nbdcopy always copies all."""
@@ -46,13 +47,14 @@ def check(
     flushed, and read back plainly. What it reads is compared with `reference`, a file with the disk's content, or
     with a plain read. A mixed load reads blocks that were written before it, beside those that it writes.
 
-    The loads of fio are run in the same shape by our own client, with structured replies, as libnbd asks for them.
+    The loads of fio are run in the same shape by our own client, with structured replies where the server has them, as
+    libnbd asks for them.
     Raises Inconsistent for the first byte that is wrong, and what `running.run` raises.
     """
     check_load(load)
-    if load.engine is Engine.FIO:
-        load = replace(load, engine=Engine.BATCH, structured=True)
     with connect(uri, patience) as plain:
+        if load.engine is Engine.FIO:
+            load = replace(load, engine=Engine.BATCH, structured=plain.negotiated.mode is Mode.STRUCTURED)
         check_disk(load, plain.negotiated.export, plain.target.shown)
         run = _Run(load, uri, plain, most, patience)
         if load.engine is Engine.NBDCOPY:

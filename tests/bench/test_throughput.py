@@ -1,0 +1,168 @@
+"""The suite of reads and writes: rows measured from one end to the other, in a tiny setting."""
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import places, servers, throughput
+from bench.model import Medium, Row, Section, Setting, Transport
+from bench.options import Options
+from bench.places import NoPlace
+from bench.servers import SERVERS, Missing
+from bench.throughput import Bench, Disks, names
+from bench.throughput_rows import ROWS, rows
+from nbdresize.errors import Inconsistent, ServerFailed
+from nbdresize.loads.model import Engine, Load, Operation
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    """Tiny: what is measured means nothing."""
+    return Options(tmp_path, rounds=1, seconds=0.1, size=8 * MIB)
+
+
+def only(name: str) -> Row:
+    [row] = [row for row in ROWS if row.name == name]
+    return row
+
+
+def test_one_row_of_all_servers_from_one_end_to_the_other(options: Options) -> None:
+    told: list[str] = []
+    kept: list[Section] = []
+    options = replace(options, full=True, only="4 KiB random write, depth 16, tmpfs", keep=kept.append)
+    section = throughput.run(options, told.append)
+    assert kept == [section]
+    [comparison] = section.comparisons
+    assert list(comparison.samples) == list(SERVERS)
+    for [sample] in comparison.samples.values():
+        assert sample.rate > 0
+        assert math.isclose(sample.throughput, sample.rate * 4096)
+        assert sample.processor > 0
+        assert sample.latency is not None
+        assert sample.memory is not None
+        assert sample.memory > 100 << 10
+    assert len(told) == 1
+    assert list(options.directory.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4 KiB random read, depth 16, by fio",
+        "4 KiB random read, depth 32, cold cache",
+        "4 KiB random read, depth 16, 4 connections, 4 workers",
+        "256 KiB sequential read, depth 16, TLS",
+        "256 KiB sequential read, depth 16, TCP",
+        "256 KiB sequential mixed, depth 16",
+        "256 KiB read by nbdcopy, sparse, depth 16",
+        "256 KiB write by nbdcopy, sparse, depth 16",
+    ],
+)
+def test_rows_of_every_kind_can_be_measured(name: str, options: Options) -> None:
+    row = replace(only(name), servers=("native", "nbdkit file", "nbd-server"))
+    found = Bench(Disks(options.directory, options.size), options).measure(row)
+    assert [len(each) for each in found.samples.values()] == [1, 1, 1]
+    assert "a result takes at least" in found.refused
+
+
+def test_a_wrong_byte_is_no_result(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin of the comparison gives zeroes for what it has not read; the verified run has to see it."""
+    plugin = options.directory / "plugin.py"
+    source = Path(servers.__file__).with_name("plain_plugin.py").read_text()
+    plugin.write_text(source.replace("os.preadv(h, [buf], offset)", "os.preadv(h, [buf[1:]], offset) + 1"))
+    planted = servers._nbdkit("python", str(plugin))
+    monkeypatch.setitem(SERVERS, "nbdkit python", replace(SERVERS["nbdkit python"], command=planted))
+    row = replace(only("4 KiB random read, depth 16"), servers=("nbdkit python",))
+    with pytest.raises(Inconsistent):
+        Bench(Disks(options.directory, options.size), options).measure(row)
+
+
+def test_a_row_that_fails_is_told_and_the_others_go_on(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Section] = []
+    told: list[str] = []
+    few = tuple(replace(only(f"4 KiB random read, depth {depth}"), servers=("nbdkit file",)) for depth in (1, 16))
+    monkeypatch.setattr(throughput, "rows", lambda options: list(few))
+    measure = Bench.measure
+
+    def failing(bench: Bench, row: Row) -> object:
+        if row.name.endswith("depth 1"):
+            raise ServerFailed("it has ended")
+        return measure(bench, row)
+
+    monkeypatch.setattr(Bench, "measure", failing)
+    with pytest.raises(ServerFailed, match="4 KiB random read, depth 1: it has ended"):
+        throughput.run(replace(options, keep=kept.append), told.append)
+    assert [row.row for row in kept[0].comparisons] == ["4 KiB random read, depth 16"]
+    assert told[0] == "4 KiB random read, depth 1: failed: it has ended"
+
+
+def test_a_missing_server_fails_before_anything_is_measured(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Missing, match="apt-get install --no-install-recommends nbdkit"):
+        throughput.run(options, pytest.fail)
+    assert list(options.directory.iterdir()) == []
+
+
+def test_a_medium_that_is_not_to_be_had_is_left_out_and_named(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(medium: Medium, directory: Path, size: int) -> object:
+        raise NoPlace("that takes root")
+
+    monkeypatch.setattr(places, "placed", refusing)
+    told: list[str] = []
+    section = throughput.run(replace(options, full=True, only="xfs"), told.append)
+    assert section.comparisons == []
+    assert "Nothing was measured on xfs: that takes root." in section.remarks
+    assert told[0] == "4 KiB random read, depth 16, xfs: left out: that takes root"
+
+
+def test_a_server_that_can_not_do_a_setting_is_left_out_of_it() -> None:
+    alone = Setting(Load(Engine.BATCH, Operation.READ, 4096, 16), workers=2)
+    assert [name for name in SERVERS if servers.can(name, alone)] == ["native", "nbdkit front"]
+
+
+# Which rows there are
+
+
+def test_the_quick_run_has_the_rows_with_targets_mostly_of_three_servers(options: Options) -> None:
+    quick = rows(options)
+    assert len(quick) == 14
+    assert all(row.targets for row in quick)
+    assert [len(row.servers) for row in quick].count(6) == 3
+    assert {len(row.servers) for row in quick} == {3, 6}
+
+
+def test_the_full_run_has_every_dimension_of_the_issue(options: Options) -> None:
+    full = rows(replace(options, full=True))
+    loads = [row.setting.load for row in full]
+    assert {load.engine for load in loads} == set(Engine)
+    assert {load.operation for load in loads} == set(Operation)
+    assert {load.block >> 10 for load in loads} == {4, 16, 64, 256, 1024}
+    assert {1, 4, 16, 64} <= {load.depth for load in loads}
+    assert {load.connections for load in loads} == {1, 4}
+    assert {load.random for load in loads} == {True, False}
+    copies = {(load.operation, load.sparse) for load in loads if load.engine is Engine.NBDCOPY}
+    assert len(copies) == 4
+    assert {row.setting.medium for row in full} == set(Medium)
+    assert {row.setting.transport for row in full} == set(Transport)
+    assert {row.setting.cold for row in full} == {True, False}
+    assert all(row.servers == tuple(SERVERS) for row in full)
+    assert len(set(names(replace(options, full=True)))) == len(full)
+
+
+def test_only_chooses_rows_by_name(options: Options) -> None:
+    assert names(replace(options, only="tls")) == ["256 KiB sequential read, depth 16, TLS"]
+    assert names(replace(options, only="nothing like it")) == []
+
+
+def test_cores_are_two_where_there_are_two() -> None:
+    client, server = throughput.cores()
+    assert {client, server} <= os.sched_getaffinity(0)
+    assert (client != server) == (len(os.sched_getaffinity(0)) > 1)
