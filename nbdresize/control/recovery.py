@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy as sql
+
 from nbdresize.control import (
     admin_client,
     catalog_records,
@@ -203,8 +205,10 @@ def finish(site: Site, entry: Entry | None, intent: Intent, stages: tuple[Stage,
             site.pool.delete(volume)
     spaces = _settled(site, entry, intent) if intent.kind is Kind.DELETE_SNAPSHOT else {}
     with site.ledger.deciding() as connection:
-        snapshot_records.set_spaces(connection, spaces)
+        before = records.read_vm(connection, entry.vm.name) if entry is not None and spaces else None
         intents.close(connection, intent, stages or (Stage("volume", time.monotonic() - begun),))
+        if before is not None:
+            _charge(connection, before, spaces)
 
 
 def undo(site: Site, entry: Entry | None, intent: Intent, why: BaseException | None) -> None:
@@ -300,21 +304,41 @@ def _stored(site: Site, entry: Entry | None, intent: Intent) -> list[str]:
 
 
 def _settled(site: Site, entry: Entry | None, intent: Intent) -> dict[str, int]:
-    """What the snapshots that are left are charged, by volume: some now hold blocks that the deleted one held too."""
+    """What the snapshots that are left are charged, by volume: some now hold blocks that the deleted one held too.
+
+    Only whole ones, since of those that are half made or half deleted volumes may be missing. Where one of a disk can't
+    be measured, the others of that disk stay charged as they are until it is deleted too: it must not keep this one.
+    """
     assert entry is not None
     with site.ledger.reading() as connection:
         found = snapshot_records.read_snapshots(connection, entry.vm.id, entry.vm.name)
+        whole = snapshot_records.read_whole_snapshots(connection, entry.vm.id, entry.vm.name)
     deleted = {disk.disk_id for snapshot in found if snapshot.id == intent.snapshot_id for disk in snapshot.disks}
     spaces: dict[str, int] = {}
     for disk_id in deleted:
-        volumes = [
-            disk.volume
-            for snapshot in found
-            for disk in snapshot.disks
-            if disk.disk_id == disk_id and snapshot.id != intent.snapshot_id
-        ]
-        spaces |= zip(volumes, site.pool.spaces(volumes), strict=True)
+        volumes = [disk.volume for snapshot in whole for disk in snapshot.disks if disk.disk_id == disk_id]
+        with suppress(VolumeFailed):
+            spaces |= zip(volumes, site.pool.spaces(volumes), strict=True)
     return spaces
+
+
+def _charge(connection: sql.Connection, before: Entry, spaces: Mapping[str, int]) -> None:
+    """Charge what is left after a deletion, but no more than the budget has, and the deleted one gave back.
+
+    What is beyond that (the file system counts otherwise by now, or another deletion is half done) is for `check`.
+    """
+    after = records.read_vm(connection, before.vm.name)
+    assert after is not None
+    whole = snapshot_records.read_whole_snapshots(connection, after.vm.id, after.vm.name)
+    charged = {disk.volume: disk.space for snapshot in whole for disk in snapshot.disks if disk.volume in spaces}
+    room = max(after.vm.budget, before.account.used) - after.account.used
+    excess = sum(spaces[volume] - charged[volume] for volume in charged) - room
+    settled = {}
+    for volume in reversed(charged):  # the newest is charged less
+        less = min(max(0, excess), max(0, spaces[volume] - charged[volume]))
+        settled[volume] = spaces[volume] - less
+        excess -= less
+    snapshot_records.set_spaces(connection, settled)
 
 
 def _forget_lock(site: Site, vm: str, lock: locks.FileLock) -> None:

@@ -50,12 +50,13 @@ def create_snapshot(
             entry = visible(records.read_vm(connection, vm), vm)
             done = operations.outcome_of(connection, request)
             earlier = snapshot_records.read_snapshots(connection, entry.vm.id, vm)
+            whole = snapshot_records.read_whole_snapshots(connection, entry.vm.id, vm)
         if done is not None:
             return _made_before(earlier, done["snapshot_id"])
         _check(entry, earlier, name, change)
         with task.stage("measure"):
-            wanted = _wanted(site, entry, earlier)
-            frees = _frees(site, earlier) if _sum(wanted) > entry.account.free else {}
+            wanted = _wanted(site, entry, whole)
+            frees = _frees(site, whole) if _sum(wanted) > entry.account.free else {}
         with task.stage("ledger"), site.ledger.deciding() as connection:
             entry = visible(records.read_vm(connection, vm), vm)
             _check(entry, earlier, name, change)
@@ -68,15 +69,15 @@ def create_snapshot(
             copies = [Copy(entry.disk_by_id(each.disk_id), each.volume) for each in wanted]
             taken = take_copies(site, copies, task)
             with task.stage("measure"):
-                held = [replace(each, space=_space(site, earlier, each.disk_id, each.volume)) for each in wanted]
-                frees = _frees(site, earlier) if _sum(held) > _sum(wanted) else {}
+                held = [replace(each, space=_space(site, whole, each.disk_id, each.volume)) for each in wanted]
+                frees = _frees(site, whole) if _sum(held) > _sum(wanted) else {}
             with task.stage("ledger"), site.ledger.deciding() as connection:
                 _settle(connection, vm, _sum(wanted), held, frees)
                 _close(connection, intent, taken, held, task)
         except BaseException as error:
             undo_after(site, entry, intent, error)
             raise
-    return next(each for each in snapshots(site, vm) if each.id == snapshot_id)
+        return next(each for each in snapshots(site, vm) if each.id == snapshot_id)
 
 
 def delete_snapshot(site: Site, vm: str, name: str, *, operation: str | None = None) -> None:

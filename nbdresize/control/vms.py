@@ -167,11 +167,12 @@ def delete_vm(site: Site, name: str, *, operation: str | None = None) -> None:
         for disk in entry.disks:
             fences.enter_context(fenced(site, disk))
         with site.ledger.deciding() as connection:
-            entry, intent = _promise_deletion(connection, request, name)
+            entry, intent, ended = _promise_deletion(connection, request, name)
         try:
             recovery.finish(site, entry, intent)
         except NbdresizeError as error:
-            recovery.take_back(site, entry, intent, error)
+            if not ended:
+                recovery.take_back(site, entry, intent, error)
             raise
     if entry.disks:
         admin_client.publish(site.state, [disk.export_name for disk in entry.disks])
@@ -335,8 +336,11 @@ def _check_deletable(entry: Entry) -> None:
         raise protected(entry.vm.name, "it can't be deleted")
 
 
-def _promise_deletion(connection: sql.Connection, request: operations.Request, name: str) -> tuple[Entry, Intent]:
-    """Record the deletion: from here on it is finished, whatever happens."""
+def _promise_deletion(connection: sql.Connection, request: operations.Request, name: str) -> tuple[Entry, Intent, bool]:
+    """Record the deletion: from here on it is finished, whatever happens; also whether that ended earlier changes.
+
+    What those have left half done goes with the VM, so there is no way back then.
+    """
     entry = visible(records.read_vm(connection, name), name)
     _check_deletable(entry)
     for stuck in entry.intents:
@@ -344,4 +348,4 @@ def _promise_deletion(connection: sql.Connection, request: operations.Request, n
     steps = [removal(entry, disk, disk.size) for disk in entry.disks]
     vm_id = entry.vm.id
     intent = records.open_intent(connection, request, Kind.DELETE_VM, vm_id=vm_id, steps=steps, committed=True)
-    return reread(connection, name), replace(intent, committed=True)
+    return reread(connection, name), replace(intent, committed=True), bool(entry.intents)

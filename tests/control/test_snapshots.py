@@ -10,6 +10,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control import live_copy, operations, snapshot_copies, snapshots
 from nbdresize.control.control import Control
 from nbdresize.control.leases import Lease
+from nbdresize.control.locks import FileLock
 from nbdresize.control.model import MAX_SNAPSHOTS, VM, Disk, DiskChanges, OperationState, Progress, Snapshot
 from nbdresize.errors import (
     InsufficientSpace,
@@ -24,6 +25,7 @@ from nbdresize.errors import (
 from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
+from tests.control.faulty import failing
 from tests.filesystems import mounted
 
 KIB = 1 << 10
@@ -335,6 +337,69 @@ def test_a_deletion_that_fails_is_finished_by_the_next_change(
         with pytest.raises(VolumeFailed, match="An earlier deletion of snapshot s1"):
             control.delete_snapshot("web1", "s1")
     assert control.create_snapshot("web1", "s1").space == 2 * MIB
+    assert leftovers(control.state) == []
+
+
+def test_snapshots_whose_files_are_lost_are_deleted_one_after_the_other(control: Control, vm: VM) -> None:
+    """As `check` advises; also the one before them."""
+    names = ("s1", "s2", "s3")
+    made = {name: control.create_snapshot("web1", name) for name in names}
+    for name in ("s2", "s3"):
+        path(control, made[name].disks[0].volume).unlink()
+    for name in names:
+        control.delete_snapshot("web1", name)
+    assert control.vm("web1").used == 2 * SIZE
+    assert control.create_snapshot("web1", "s1").space == 2 * MIB
+    assert leftovers(control.state) == []
+
+
+def test_deletions_that_failed_half_way_do_not_keep_each_other(control: Control, vm: VM) -> None:
+    kept, *others = (control.create_snapshot("web1", name) for name in ("s1", "s2", "s3"))
+    with failing("delete", volumes=tuple(snapshot.disks[1].volume for snapshot in others)):
+        for snapshot in others:
+            with pytest.raises(VolumeFailed):
+                control.delete_snapshot("web1", snapshot.name)
+            assert not path(control, snapshot.disks[0].volume).exists()
+        made = control.create_snapshot("web1", "s4")  # they are in the way of nothing but themselves
+        with pytest.raises(VolumeFailed, match="An earlier deletion of snapshot s2"):
+            control.delete_snapshot("web1", "s2")
+    control.delete_snapshot("web1", "s4")
+    assert control.snapshots("web1") == [kept]
+    assert made.space == control.vm("web1").snapshot_space == 2 * MIB
+    assert leftovers(control.state) == []
+
+
+def test_what_is_left_is_charged_no_more_than_the_budget_and_the_deleted_one_gave_back(
+    control: Control, vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("s1", "s2", "s3"):
+        control.create_snapshot("web1", name)
+    control.update_vm("web1", control.vm("web1").used)
+    with monkeypatch.context() as patch:
+        patch.setattr(control._site.pool, "spaces", lambda names: [3 * MIB] * len(names))
+        control.delete_snapshot("web1", "s1")
+    assert [snapshot.space for snapshot in control.snapshots("web1")] == [4 * MIB, 2 * MIB]
+    assert control.vm("web1").free == 0
+    control.delete_snapshot("web1", "s3")
+    assert [snapshot.space for snapshot in control.snapshots("web1")] == [2 * MIB]
+
+
+def test_a_snapshot_that_is_deleted_as_soon_as_it_was_made_was_made(
+    control: Control, vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By somebody who waited for the lock of its VM."""
+    release = FileLock.release
+
+    def release_and_delete(lock: FileLock) -> None:
+        release(lock)
+        if lock.path.name == "web1.lock":
+            patch.undo()
+            control.delete_snapshot("web1", "s1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "release", release_and_delete)
+        assert control.create_snapshot("web1", "s1").name == "s1"
+    assert control.snapshots("web1") == []
     assert leftovers(control.state) == []
 
 

@@ -122,3 +122,30 @@ def test_a_promise_past_the_budget_is_refused_however_it_was_decided(
             control.resize_disk("vm", "disk0", mib(60))
     assert (sizes(control), used(control)) == ({0: 10}, 10)
     assert problems(state) == []
+
+
+def test_a_vm_with_a_half_made_snapshot_that_can_not_be_deleted_does_not_come_back(
+    control: Control, state: StateDirectory
+) -> None:
+    """Else the snapshot, whose record would be all that is left of it, looked whole."""
+    control.create_vm("vm", 30 * MIB, [mib(10)] * 2)
+    with failing("copy", "delete", volumes=("vm-disk1",)), pytest.raises(VolumeFailed):
+        control.create_snapshot("vm", "half")
+    assert control.snapshots("vm") == []
+    with failing("delete"):
+        with pytest.raises(VolumeFailed):
+            control.delete_vm("vm")
+        assert control.vms() == []
+    Control.open(state).close()
+    assert control.vms() == []
+    assert problems(state) == []
+
+
+def test_a_vm_without_unfinished_changes_that_can_not_be_deleted_stays(control: Control, state: StateDirectory) -> None:
+    control.create_vm("vm", 30 * MIB, [mib(10)] * 2)
+    control.create_snapshot("vm", "whole")
+    with failing("delete"), pytest.raises(VolumeFailed):
+        control.delete_vm("vm")
+    assert sizes(control) == {0: 10, 1: 10}
+    assert [each.name for each in control.snapshots("vm")] == ["whole"]
+    assert problems(state) == []
