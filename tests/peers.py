@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
-from tests.wait import until
+from tests.wait import readable, until
 
 CHECKOUT = Path(__file__).parents[1]
 PLUGIN = CHECKOUT / "plugins" / "nbdresize.py"
@@ -39,6 +40,38 @@ def nbdsh(uri: str, *commands: str) -> str:
     """What nbdsh prints. It runs `python3`, and the libnbd in it is the system's."""
     given = [argument for command in commands for argument in ("-c", command)]
     return run("nbdsh", "-u", uri, *given, PATH="/usr/bin:/bin")
+
+
+def next_line(process: "subprocess.Popen[Any]", said: Callable[[], str] = str) -> str:
+    """The next line that a program writes to its standard output, with its end; empty where nothing comes any more.
+
+    All lines before it were read by this too, which reads nothing ahead. Fails after SECONDS, with what it `said`.
+    """
+    pipe: IO[Any] | None = process.stdout
+    assert pipe is not None
+    deadline = time.monotonic() + SECONDS
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        if not readable(pipe.fileno(), deadline):
+            raise AssertionError(f"Waited {SECONDS} s for a line of {process.args!r}, after {bytes(line)!r}: {said()}")
+        byte = os.read(pipe.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
+
+
+def refuses(path: Path) -> bool:
+    """Whether nobody listens on a unix socket, or no longer: it outlasts the first thread of a process that dies."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(1)
+        try:
+            asking.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except (BlockingIOError, TimeoutError):  # its queue is full, but it is there
+            return False
+    return False
 
 
 class Server:
@@ -151,8 +184,7 @@ class Serve(Server):
         self._count = 2 if tcp else 1
 
     def wait_ready(self) -> None:
-        assert self.process.stdout is not None
-        self.uris = [self.process.stdout.readline().strip() for _ in range(self._count)]
+        self.uris = [next_line(self.process, self.said).strip() for _ in range(self._count)]
         if not all(self.uris):
             raise AssertionError(f"It did not become ready, exit code {self.process.wait(SECONDS)}: {self.said()}")
 
@@ -163,6 +195,11 @@ class Serve(Server):
     def workers(self) -> list[int]:
         """The process ids of its workers."""
         return children(self.pid)
+
+    def die(self) -> None:
+        """Kill it, and wait until nobody listens on its socket any more: its workers outlast it by a moment."""
+        self.kill()
+        until(lambda: refuses(self.socket), SECONDS, "the workers of a killed server to end")
 
 
 class Nbdkit(Server):

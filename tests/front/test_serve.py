@@ -156,7 +156,7 @@ def test_no_worker_outlives_a_killed_supervisor(front: str, disk: Kind, tmp_path
 @pytest.mark.slow
 def test_a_socket_that_a_killed_server_left_is_replaced(front: str, disk: Kind, tmp_path: Path) -> None:
     with Serve(*disk.arguments, front=front, directory=tmp_path, environment={"TMPDIR": str(tmp_path)}) as server:
-        server.end(signal.SIGKILL)
+        server.die()
         assert server.socket.exists()
     with Serve(*disk.arguments, front=front, directory=tmp_path) as server:
         assert run("nbdinfo", "--size", server.uri()).strip() == str(SIZE)

@@ -39,7 +39,7 @@ def killed_worker(site: Site, server: Serve) -> Serve:
 
 def killed_server(site: Site, server: Serve) -> Serve:
     """Kill all of the server, and start another in its place."""
-    server.kill()
+    server.die()
     another = site.server()
     another.start()
     return another

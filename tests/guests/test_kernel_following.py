@@ -142,7 +142,7 @@ def test_a_server_that_is_killed_is_found_again(tmp_path: Path, control: Control
     with serving(tmp_path) as server:
         follower = following(server.uri("web1/disk0"), device)
         assert follower.next().kind == "following"
-        server.kill()
+        server.die()
         lost = follower.next()
         assert (lost.kind, device.size) == ("lost", 64 * MIB)
         assert "trying again" in lost.line()
