@@ -208,7 +208,7 @@ def _show(loads: "Sequence[Load]", results: "Sequence[Measured | int]") -> None:
     for load, result in zip(loads, results, strict=True):
         if isinstance(result, int):
             verified += result
-            rows.append([name(load), output.size(result)])
+            rows.append([name(load), output.about(result)])
         else:
             speed = f"{result.throughput / (1 << 20):,.0f} MiB/s"
             rows.append([name(load), f"{result.rate:,.0f}", speed, *_latency_cells(result.latency)])

@@ -2,15 +2,18 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
+from nbdresize.loads.batch import Order
+from nbdresize.loads.channel import channel
 from nbdresize.loads.model import Engine, Load, Operation
+from nbdresize.loads.pipeline import Counted, Pipeline, replies_for
+from nbdresize.loads.requests import RequestTable
+from nbdresize.loads.team import opened, part
 from tests.client.conftest import Listening
-from tests.client.raw_server import Request
 from tests.peers import Serve
 from tests.tls_keys import make_certificates
 
@@ -72,7 +75,7 @@ class Counting(Listening):
     def counts(self) -> dict[str, int]:
         """How many requests of each kind there were."""
         found = re.findall(r"^(\w+): (\d+) ops", self._statistics.read_text(), re.MULTILINE)
-        return {kind: int(number) for kind, number in found}
+        return {kind: int(number) for kind, number in found if kind != "total"}
 
 
 @pytest.fixture
@@ -80,8 +83,15 @@ def counting(tmp_path: Path) -> Counting:
     return Counting(tmp_path)
 
 
-def by_socket(path: Path) -> str:
-    return f"nbd+unix:///?socket={quote(str(path))}"
-
-
-Answer = Callable[[Request], bytes]
+def directly(load: Load, uri: str, seconds: float, patience: float = 60.0) -> Counted:
+    """A load of one connection, run by the test's own process: for many runs, where each its own would be a waste."""
+    order = Order(load, uri, seconds, patience=patience)
+    stream, negotiated = opened(order)
+    try:
+        table = RequestTable(load, negotiated.export.size)
+        replies = replies_for(table, structured=load.structured)
+        counted = Pipeline(channel(stream, patience), table, replies, uri, patience).run(0.0, 0.0, seconds)
+        part(stream)
+        return counted
+    finally:
+        stream.close()
