@@ -386,9 +386,12 @@ class Control:
         """All guests, by the names of their VMs."""
         return guest_records.guests(self._site)
 
-    def note_guest(self, vm: str, notes: Mapping[str, GuestNote]) -> None:
-        """Keep what the guest of a VM was told of these disks, by name; nothing where it has gone meanwhile."""
-        guest_records.note_guest(self._site, vm, notes)
+    def note_guest(self, vm: str, notes: Mapping[str, GuestNote], of: Guest | None = None) -> None:
+        """Keep what the guest of a VM was told of these disks, by name; nothing where it has gone meanwhile.
+
+        Nor where another has taken the place of `of`, nor of a disk whose newest size another command has told it.
+        """
+        guest_records.note_guest(self._site, vm, notes, of)
 
     # Switches
 

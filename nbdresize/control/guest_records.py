@@ -39,7 +39,10 @@ def attach_guest(
             row = {"vm_id": known.id, **values, "attached": int(time.time()), "stages": _packed(known, notes)}
             connection.execute(sql.insert(table).values(row))
             operations.remember(connection, request, {})
-        return _found(connection, known)
+        found = _read(connection, known)
+        if found is None:
+            raise already_attached(vm, request.id)
+        return found
 
 
 def detach_guest(site: Site, vm: str, *, operation: str | None) -> None:
@@ -76,23 +79,50 @@ def guests(site: Site) -> list[Guest]:
         ]
 
 
-def note_guest(site: Site, vm: str, notes: Mapping[str, GuestNote]) -> None:
-    """Keep what the guest of a VM was told of these disks; nothing where it was detached, or deleted, meanwhile."""
+def note_guest(site: Site, vm: str, notes: Mapping[str, GuestNote], of: Guest | None = None) -> None:
+    """Keep what the guest of a VM was told of these disks. See Control.note_guest."""
     table = schema.guests
     with site.ledger.deciding() as connection:
         entry = records.read_vm(connection, vm)
         found = _read(connection, entry.vm) if entry is not None and entry.visible else None
-        if entry is None or found is None:
+        if entry is None or found is None or (of is not None and _attachment(found) != _attachment(of)):
             return
-        merged = {**{disk.name: disk.note for disk in found.disks}, **notes}
+        merged = {disk.name: disk.note for disk in found.disks}
+        sizes = {disk.name: disk.size for disk in entry.vm.disks}
+        for name, note in notes.items():
+            if not _is_outdated(note, merged.get(name), sizes.get(name)):
+                merged[name] = note
         here = table.c.vm_id == entry.vm.id
         connection.execute(sql.update(table).where(here).values(stages=_packed(entry.vm, merged)))
+
+
+def _attachment(guest: Guest) -> tuple[str, str | None, int]:
+    return guest.qmp, guest.agent, guest.attached
+
+
+def _is_outdated(note: GuestNote, kept: GuestNote | None, size: int | None) -> bool:
+    """Whether another command has told more meanwhile: the size that the disk has now, where this one told another."""
+    return (
+        kept is not None
+        and kept.disk_id == note.disk_id
+        and kept.size == size
+        and note.size is not None
+        and note.size != size
+    )
 
 
 def none_attached(vm: str) -> ResourceNotFound:
     """What to raise where a VM has no guest."""
     return ResourceNotFound(
         f"No guest is attached to VM {vm}", f"nbdresize guest attach {vm} --qmp PATH attaches a running QEMU"
+    )
+
+
+def already_attached(vm: str, operation: str) -> ResourceNotFound:
+    """What to raise where a retry asks for an attachment that has been made, and ended since."""
+    return ResourceNotFound(
+        f"Operation {operation} has attached the guest of VM {vm} already, and it was detached since",
+        "to attach it again, give the operation another id, or none",
     )
 
 
@@ -105,13 +135,6 @@ def _checked_path(path: Path) -> str:
             "give an absolute path of printable characters",
         )
     return text
-
-
-def _found(connection: sql.Connection, vm: VM) -> Guest:
-    found = _read(connection, vm)
-    if found is None:
-        raise none_attached(vm.name)
-    return found
 
 
 def _read(connection: sql.Connection, vm: VM) -> Guest | None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from nbdresize.client.deadline import Deadline
 from nbdresize.control import names
 from nbdresize.control.control import Control
-from nbdresize.control.guest_records import none_attached
-from nbdresize.control.model import Guest, GuestNote, Stage
+from nbdresize.control.guest_records import already_attached, none_attached
+from nbdresize.control.model import Guest, GuestNote, OperationState, Stage
+from nbdresize.control.records import Kind
 from nbdresize.errors import ERRORS, NbdresizeError, PeerFailed, ResourceNotFound
 from nbdresize.guests.agent import Agent, FileSystems, Place, grow_file_systems
 from nbdresize.guests.agent.file_systems import GROW_TIME
@@ -90,15 +91,18 @@ def attach(
 ) -> Attachment:
     """Look at the QEMU that listens at `qmp`, tell it the sizes of the VM's disks, and remember it.
 
-    File systems are left as they are. Raises what Monitor.connect does, ResourceNotFound where QEMU uses none of the
-    VM's disks, PeerFailed where it can't be told of any, in `timeout` seconds; InvalidArgument where `agent` is no
-    socket. A disk that is pending for another reason keeps nobody from attaching; nor does an agent that is silent.
+    File systems are left as they are; a retry of an attachment that has ended since is refused. Raises what
+    Monitor.connect does, ResourceNotFound where QEMU uses none of the VM's disks, PeerFailed where it can't be told of
+    any, in `timeout` seconds; InvalidArgument where `agent` is no socket. A disk that is pending for another reason
+    keeps nobody from attaching; nor does an agent that is silent.
     """
     deadline = Deadline(timeout)
     names.check_vm_name(vm)
     disks = [disk.name for disk in control.vm(vm).disks]
     if not disks:
         raise ResourceNotFound(f"VM {vm} has no disks", f"nbdresize disk add {vm} SIZE adds one")
+    if operation is not None and control.guest(vm) is None and _has_attached(control, vm, operation):
+        raise already_attached(vm, operation)
     qmp = qmp.absolute()
     agent = None if agent is None else agent.absolute()
     nothing_known = Guest(vm, str(qmp), None, 0)
@@ -112,6 +116,14 @@ def attach(
     warnings = () if agent is None else _warnings(agent, deadline)
     guest = control.attach_guest(vm, qmp, agent, {each.disk: each.note for each in told}, operation=operation)
     return Attachment(guest, version, warnings)
+
+
+def _has_attached(control: Control, vm: str, operation: str) -> bool:
+    try:
+        known = control.operation(operation)
+    except ResourceNotFound:
+        return False
+    return (known.kind, known.subject, known.state) == (Kind.ATTACH_GUEST.value, vm, OperationState.DONE)
 
 
 def _check_same(vm: str, told: Sequence[Told]) -> None:
@@ -159,7 +171,7 @@ def _tell(control: Control, guest: Guest, wanted: Collection[str], deadline: Dea
 
 
 def _note(control: Control, guest: Guest, told: Collection[Told]) -> None:
-    control.note_guest(guest.vm, {each.disk: each.note for each in told})
+    control.note_guest(guest.vm, {each.disk: each.note for each in told}, guest)
 
 
 def _was_told_by_another(control: Control, before: Guest, disk: str) -> bool:

@@ -116,6 +116,40 @@ def test_a_retry_of_an_attachment_changes_nothing(control: Control) -> None:
     assert control.operation("two").state is OperationState.DONE
 
 
+def test_a_retry_of_an_attachment_that_has_ended_says_so(control: Control) -> None:
+    control.attach_guest("web1", QMP, operation="one")
+    control.detach_guest("web1")
+    with pytest.raises(ResourceNotFound, match=r"Operation one has attached .* already, and it was detached since"):
+        control.attach_guest("web1", QMP, operation="one")
+    assert control.guest("web1") is None
+
+
+def test_a_note_of_an_older_size_is_not_taken_for_the_newest(control: Control) -> None:
+    control.attach_guest("web1", QMP, None, {"disk0": note(control)})
+    control.resize_disk("web1", "disk0", SizeRequest(relative=MIB))
+    control.note_guest("web1", {"disk0": note(control, size=3 * MIB)})
+    control.note_guest("web1", {"disk0": note(control, size=2 * MIB, done=False), "disk1": note(control, "disk1", MIB)})
+    guest = control.guest("web1")
+    assert guest is not None
+    assert [(disk.name, disk.note.size, disk.pending) for disk in guest.disks] == [
+        ("disk0", 3 * MIB, False),
+        ("disk1", MIB, False),
+    ]
+    control.note_guest("web1", {"disk0": note(control, size=3 * MIB, done=False)})
+    guest = control.guest("web1")
+    assert guest is not None
+    assert [disk.name for disk in guest.pending] == ["disk0"], "the same size, and something else is left to do"
+
+
+def test_a_note_of_another_attachment_is_not_kept(control: Control) -> None:
+    first = control.attach_guest("web1", QMP)
+    second = control.attach_guest("web1", Path("/run/other.qmp"))
+    control.note_guest("web1", {"disk0": note(control)}, first)
+    assert control.guest("web1") == second
+    control.note_guest("web1", {"disk0": note(control)}, second)
+    assert control.guest("web1") != second
+
+
 def test_a_deleted_vm_takes_its_guest_along(control: Control, state: StateDirectory) -> None:
     control.attach_guest("web1", QMP, AGENT, {"disk0": note(control)})
     control.delete_vm("web1")

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from nbdresize.control.control import Control
 from nbdresize.control.model import Guest, ResizeOptions
 from nbdresize.errors import InvalidArgument, PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests import following
+from nbdresize.guests.qemu.monitor import Monitor
 from nbdresize.guests.session import NoSession
 from nbdresize.units import SizeRequest
 from tests.guests.machine import Machine
@@ -258,6 +259,34 @@ def test_a_guest_that_was_detached_meanwhile_is_not_noted(
         assert control.guest(vm) is None
 
 
+def test_a_guest_that_was_attached_anew_is_not_noted(
+    site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        before = guest_of(control, vm)
+        control.attach_guest(vm, tmp_path / "another")
+        monkeypatch.setattr(control, "guest", lambda name: before)
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert not told.pending
+        monkeypatch.undo()
+        assert guest_of(control, vm).disks == ()
+
+
+def test_an_attachment_that_has_ended_is_not_repeated(site: Site, control: Control, vm: str, tmp_path: Path) -> None:
+    with machine_of(site, vm, tmp_path) as machine:
+        for _ in range(2):
+            following.attach(control, vm, machine.qmp, None, timeout=SECONDS, operation="a1")
+        with pytest.raises(InvalidArgument, match="was another request"):
+            following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS, operation="a1")
+        control.detach_guest(vm)
+    with pytest.raises(
+        ResourceNotFound, match=r"Operation a1 has attached the guest of VM .* already, and it was detached"
+    ):
+        following.attach(control, vm, machine.qmp, None, timeout=SECONDS, operation="a1")
+
+
 def test_a_vm_that_was_deleted_meanwhile_is_told_nothing(
     site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +378,92 @@ def test_a_qemu_that_is_too_old_is_refused_when_it_is_attached(control: Control,
     ):
         attached(control, vm, tmp_path / "qmp")
     assert control.guest(vm) is None
+
+
+COMMANDS = [{"name": "blockdev-reopen"}, {"name": "x-debug-query-block-graph"}]
+NODE = {"node-name": "n0", "drv": "nbd", "ro": False, "image": {"virtual-size": SIZE, "filename": "nbd://h/e"}}
+
+
+NONSENSE: dict[str, Sequence[object]] = {
+    "query-commands": (5, [5], [{}], [{"name": []}], "text"),
+    "query-named-block-nodes": (
+        *(5, [5], [{}], [{**NODE, "image": 5}], [{**NODE, "node-name": []}], [{**NODE, "ro": 1}], [NODE] * 5000),
+        *([{**NODE, "image": {"virtual-size": size}}] for size in ("1", True, 1.5, None)),
+        [{**NODE, "image": {"virtual-size": 1, "filename": 5}}],
+    ),
+    "x-debug-query-block-graph": (
+        *(5, {}, {"nodes": [], "edges": [{}]}, {"nodes": [5]}),
+        {"nodes": [{"id": [], "type": "x", "name": "x"}], "edges": []},
+    ),
+    "query-block": (5, [5], [{"inserted": {"a": 1}, "qdev": 5}], [{"inserted": 5, "qdev": "x"}]),
+}
+
+
+@pytest.mark.parametrize("command", NONSENSE)
+def test_answers_that_make_no_sense_leave_the_disk_pending(
+    control: Control, vm: str, tmp_path: Path, command: str
+) -> None:
+    answers: dict[str, object] = {
+        "query-commands": COMMANDS,
+        "query-named-block-nodes": [NODE],
+        "x-debug-query-block-graph": {"nodes": [], "edges": []},
+        "query-block": [],
+    }
+    control.attach_guest(vm, tmp_path / "qmp")
+    with fake(tmp_path / "qmp", lambda command: answers.get(command, [])):
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+        assert isinstance(told.error, ResourceNotFound), "all of these make sense"
+        for nonsense in NONSENSE[command]:
+            answers[command] = nonsense
+            (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+            assert isinstance(told.error, PeerFailed), nonsense
+            assert command in told.error.problem
+            assert "with what is no answer" in told.error.problem
+
+
+@pytest.mark.parametrize("shape", ["diamonds", "ring"])
+def test_a_graph_of_any_shape_is_read_to_its_end(control: Control, vm: str, tmp_path: Path, shape: str) -> None:
+    layers = [(f"a{layer}", f"b{layer}") for layer in range(31)]
+    edges = [(up, low) for upper, lower in zip(layers[1:], layers, strict=False) for up in upper for low in lower]
+    if shape == "ring":
+        edges.append(("a0", "a30"))
+    names = [name for layer in layers for name in layer]
+    nodes = [
+        {**NODE, "node-name": name, "image": {"virtual-size": SIZE, "filename": f"nbd://h/{vm}/disk0"}}
+        for name in names
+    ]
+    answers = {
+        "query-commands": COMMANDS,
+        "query-named-block-nodes": nodes,
+        "x-debug-query-block-graph": {
+            "nodes": [{"id": name, "type": "block-driver", "name": name} for name in names],
+            "edges": [{"parent": up, "child": low} for up, low in edges],
+        },
+    }
+    control.attach_guest(vm, tmp_path / "qmp")
+    with fake(tmp_path / "qmp", lambda command: answers.get(command, [])):
+        (told,) = following.tell(control, vm, ["disk0"], timeout=SECONDS)
+    assert isinstance(told.error, ResourceNotFound)
+    assert "plug a device" in told.error.way_out
+
+
+def test_a_place_that_makes_no_sense_leaves_the_file_system_pending(
+    site: Site, control: Control, vm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = FakeAgent("")
+    execute = Monitor.execute
+    with machine_of(site, vm, tmp_path) as machine, agent.listening(tmp_path / "agent"):
+        following.attach(control, vm, machine.qmp, tmp_path / "agent", timeout=SECONDS)
+        for answer in (5, [{"devices": [{"qdev_id": "d0"}]}], [{"devices": 5}], [{"devices": [{"pci_bridge": 5}]}]):
+
+            def lying(monitor: Monitor, command: str, *given: Any, answer: object = answer) -> Any:
+                return answer if command == "query-pci" else execute(monitor, command, *given)
+
+            monkeypatch.setattr(Monitor, "execute", lying)
+            (told,) = following.sync(control, vm, None, timeout=SECONDS)
+            assert isinstance(told.error, PeerFailed)
+            assert "answered query-pci with what is no answer" in told.error.problem
+    assert agent.sizes == []
 
 
 @pytest.mark.parametrize("greeting", [{}, {"QMP": {}}, [], "QMP", {"error": "no"}])
