@@ -1,5 +1,6 @@
 """The commands of `nbdresize guest`, and what other commands tell guests after a change."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -193,7 +194,7 @@ def bhyve_args(
     if json:
         output.document({"vm": vm, "arguments": arguments})
     else:
-        output.line(" ".join(arguments))
+        output.line(shlex.join(arguments))
 
 
 def tell(control: "Control", vm: str, disks: Sequence[str], *, no_guest: bool, timeout: float) -> "Sequence[Told]":

@@ -3,7 +3,7 @@
 import pytest
 
 from nbdresize.control.model import VM, Disk
-from nbdresize.errors import ResourceNotFound
+from nbdresize.errors import InvalidArgument, ResourceNotFound
 from nbdresize.guests import bhyve
 
 
@@ -27,3 +27,9 @@ def test_each_disk_has_its_function_and_function_0_is_always_there(slots: tuple[
 def test_a_vm_without_disks_has_no_arguments() -> None:
     with pytest.raises(ResourceNotFound, match="no disks"):
         bhyve.arguments(vm(), "/dev/nbd")
+
+
+@pytest.mark.parametrize("prefix", ["", "/dev/a,b", "/dev/a b", "/dev/a\tb", "/dev/a\n", "/dev/\x1b[2J", "/dev/\xa0"])
+def test_a_prefix_that_would_be_several_words_or_options_is_refused(prefix: str) -> None:
+    with pytest.raises(InvalidArgument, match="can't be how the name of a device begins"):
+        bhyve.arguments(vm(0), prefix)
