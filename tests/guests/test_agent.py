@@ -347,6 +347,25 @@ def test_a_disk_that_the_agent_does_not_tell_is_not_guessed(tmp_path: Path, disk
     assert "nbdresize-grow DISK" in error.way_out
 
 
+def test_an_agent_that_runs_nothing_and_dawdles_has_no_more_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, given = Agent.execute, list[float]()
+
+    def timed(agent: Agent, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 10.0) -> Any:
+        given.append(timeout)
+        return execute(agent, command, arguments, timeout)
+
+    monkeypatch.setattr(Agent, "execute", timed)
+    with session(tmp_path, lambda command, arguments: DISABLED if command == "guest-exec" else b"") as agent:
+        error = grow_file_systems(agent, Place("0000:00:04.0"), 1 << 30, SHORT).error
+    assert error is not None
+    assert "nbdresize-grow DISK" in error.way_out
+    assert len(given) > 1
+    assert given == sorted(given, reverse=True)
+    assert given[0] <= SHORT
+
+
 def test_windows_has_its_own_script(tmp_path: Path) -> None:
     with session(tmp_path, restricted([], [], {"id": "mswindows"})) as agent:
         error = grow_file_systems(agent, Place("0000:00:04.0"), 1 << 30).error

@@ -5,24 +5,28 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nbdresize.client.deadline import Deadline
 from nbdresize.errors import PeerFailed
 from nbdresize.guests.agent.places import Place
-from nbdresize.guests.agent.session import Agent
+from nbdresize.guests.agent.session import STEP_TIME, Agent
 
 _PAGE = "docs/guest-scripts.md"
 _LONGEST_NAME = 200
 _PARTITION = re.compile(r"(?P<disk>/dev/\S*\d)p\d+|(?P<letters>/dev/\S*[a-z])\d+")
 
 
-def commands(agent: Agent, place: Place) -> str:
-    """The way out: commands for the guest's root, or the page that has them where the agent doesn't tell the disk."""
-    if _asked(agent, "guest-get-osinfo", dict).get("id") == "mswindows":
+def commands(agent: Agent, place: Place, deadline: Deadline) -> str:
+    """The way out: commands for the guest's root, or the page that has them where the agent doesn't tell the disk.
+
+    What the agent has not told by `deadline` is not waited for.
+    """
+    if _asked(agent, "guest-get-osinfo", dict, deadline).get("id") == "mswindows":
         return f"run Grow-Disk.ps1 in the guest, which is Windows ({_PAGE})"
-    found = [disk for disk in _objects(_asked(agent, "guest-get-disks", list)) if _is_at(disk, place)]
+    found = [disk for disk in _objects(_asked(agent, "guest-get-disks", list, deadline)) if _is_at(disk, place)]
     if len(found) != 1 or not _is_name(found[0].get("name")):
         return f"run nbdresize-grow DISK in the guest, as root ({_PAGE})"
     disk: str = found[0]["name"]
-    mounted = [each for each in _objects(_asked(agent, "guest-get-fsinfo", list)) if _lies_on(each, disk)]
+    mounted = [each for each in _objects(_asked(agent, "guest-get-fsinfo", list, deadline)) if _lies_on(each, disk)]
     steps = list(_steps(disk, mounted[0])) if len(mounted) == 1 else []
     return f"run in the guest, as root: {' && '.join(steps) or f'nbdresize-grow {shlex.quote(disk)}'} ({_PAGE})"
 
@@ -83,10 +87,10 @@ def _objects(told: object) -> list[Mapping[str, Any]]:
     return [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
 
 
-def _asked(agent: Agent, command: str, kind: type[Any]) -> Any:
+def _asked(agent: Agent, command: str, kind: type[Any], deadline: Deadline) -> Any:
     """What the agent tells, where it may and tells something of this kind; else nothing."""
     try:
-        told = agent.execute(command)
-    except PeerFailed:  # refused, or the session is over: the commands are told without
+        told = agent.execute(command, timeout=min(STEP_TIME, deadline.remaining()))
+    except (PeerFailed, TimeoutError):  # refused, or the session is over: the commands are told without
         return kind()
     return told if isinstance(told, kind) else kind()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbdresize.client.deadline import Deadline
 from nbdresize.errors import PeerFailed
 from nbdresize.guests.agent.by_hand import commands
 from nbdresize.guests.agent.places import Place
@@ -39,10 +40,11 @@ def grow_file_systems(agent: Agent, place: Place, size: int, timeout: float = GR
     Does nothing to what has its size already, so that it may be asked again. Raises PeerFailed where the agent does
     not answer, or the work takes longer than that.
     """
+    deadline = Deadline(timeout)
     try:
         finished = agent.run("/bin/sh", ["-s", "--", *_arguments(place, size)], SCRIPT.read_bytes(), timeout)
     except Refused as refusal:  # guest-exec is disabled, or this guest has no shell
-        return FileSystems((), False, PeerFailed(refusal.problem, commands(agent, place)))
+        return FileSystems((), False, PeerFailed(refusal.problem, commands(agent, place, deadline)))
     return _outcome(finished)
 
 
