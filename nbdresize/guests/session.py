@@ -54,6 +54,12 @@ class _Timed(Monitor):
 
     deadline = Deadline(STEP_TIME)
 
+    def left(self) -> float:
+        try:
+            return min(STEP_TIME, self.deadline.remaining())
+        except TimeoutError:
+            return 0.0
+
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = STEP_TIME) -> Any:
         try:
             left = self.deadline.remaining()
@@ -119,7 +125,7 @@ class Session:
 
     def _place(self, news: DiskNews) -> Place:
         """Of several devices that show one disk, the first: their guest has the same file systems on each."""
-        chains = find(self._monitor, news, Addresses(news.servers, self._monitor.pid)).attached
+        chains = find(self._monitor, news, Addresses(news.servers, self._monitor.pid, self._monitor.left())).attached
         return place_of(self._monitor, chains[0].chain.devices[0].path)
 
     def _does_not_use(self, disk: Disk) -> bool:

@@ -17,7 +17,7 @@ from tests.peers import Serve
 
 MIB = 1 << 20
 SIZE = 16 * MIB
-BUDGET = 4096 * MIB
+BUDGET = 1024 * MIB
 
 
 @dataclass

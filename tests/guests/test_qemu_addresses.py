@@ -2,7 +2,9 @@
 
 import os
 import socket
+import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -56,6 +58,44 @@ def test_hosts_are_known_by_what_they_resolve_to() -> None:
     assert not ours.serve(inet("192.0.2.1"))
     assert not ours.serve(inet("no.such.host.invalid"))
     assert not ours.serve(inet("localhost", "nbd"))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        unix("/run/\0"),
+        unix("/run/\udcff" * 5000),
+        inet("a\0b"),
+        inet("\udcff"),
+        inet("localhost", ["1"]),
+        inet("h", "9" * 5000),
+    ],
+    ids=lambda server: str(server)[:30],
+)
+def test_an_address_that_makes_no_sense_is_nobodys(server: dict[str, object], listening: Path) -> None:
+    assert not Addresses(["nbd://localhost:10809/", f"nbd+unix:///?socket={listening}"], os.getpid()).serve(server)
+
+
+def test_a_name_server_that_is_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor asked again, and numbers need none."""
+    away, asked = threading.Event(), list[str]()
+    known = socket.getaddrinfo
+
+    def look_up(host: str, port: None, *, flags: int = 0, **more: Any) -> Any:
+        if not flags and host != "localhost":
+            asked.append(host)
+            assert away.wait(60)
+        return known(host, port, flags=flags, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    ours = Addresses(["nbd://localhost:10809/"], None, 0.05)
+    try:
+        for _ in range(2):
+            assert not ours.serve(inet("far.example"))
+        assert asked in ([], ["far.example"])
+        assert ours.serve(inet("127.0.0.1")) or ours.serve(inet("localhost"))
+    finally:
+        away.set()
 
 
 def test_a_server_on_all_addresses_has_those_of_this_machine() -> None:

@@ -63,6 +63,23 @@ def test_a_connection_is_found_by_its_uri(file: str) -> None:
     assert found.discard == "unmap"  # what is below lets through what the drive does
 
 
+@pytest.mark.parametrize(
+    ("file", "server", "export"),
+    [
+        ("nbd+unix:///e?socket=/run/a+b%2Bc%20d", {"type": "unix", "path": "/run/a+b+c d"}, "e"),
+        ("nbd+unix:///e?x=1&socket=/run/a;b", {"type": "unix", "path": "/run/a;b"}, "e"),
+        ("nbd:unix:/run/a+b.sock:exportname=web1/disk0", {"type": "unix", "path": "/run/a+b.sock"}, "web1/disk0"),
+        ("nbd:unix:/run/nbd.sock", {"type": "unix", "path": "/run/nbd.sock"}, ""),
+        ("nbd:localhost:10810:exportname=e:f", {"type": "inet", "host": "localhost", "port": "10810"}, "e:f"),
+        ("nbd:[::1]:10809", {"type": "inet", "host": "::1", "port": "10809"}, ""),
+        ("nbd://h/e", {"type": "inet", "host": "h", "port": "10809"}, "e"),
+    ],
+)
+def test_a_file_name_is_read_as_qemu_does(file: str, server: Mapping[str, Any], export: str) -> None:
+    found = described(["-drive", f"file={file},if=virtio"])[1].options
+    assert (options.server(found), options.export(found)) == (server, export)
+
+
 def test_the_name_decides_between_two_of_one_export() -> None:
     both = [f"nbd,node-name=n{number},{UNIX},export=web1/disk0,reconnect-delay={number}" for number in (1, 2)]
     arguments = [part for one in both for part in ("-blockdev", one)]
@@ -85,11 +102,19 @@ def test_what_is_above_is_found_from_below(arguments: list[str]) -> None:
     nodes = described(arguments)
     found = find_above(nodes, "#block123", "raw", find_nbd(nodes, "gone", same))
     assert found is not None
-    assert found.discard == "on"
+    assert found.discard == "unmap"
 
 
 @pytest.mark.parametrize(
-    "junk", ["{", "[]", "", ",,,", "=", "{}", '{"driver": 7}', "a.b=1,a=2,a.b.c=3", "file=nbd://[x"]
+    ("given", "meant"), [("on", "unmap"), ("off", "ignore"), ("unmap", "unmap"), ("ignore", "ignore")]
+)
+def test_discards_are_told_in_the_words_of_qmp(given: str, meant: str) -> None:
+    (drive, below) = described(["-drive", f"file=nbd+unix:///web1/disk0?socket=/run/nbd.sock,discard={given}"])
+    assert (drive.discard, below.discard) == (meant, "unmap")
+
+
+@pytest.mark.parametrize(
+    "junk", ["{", "[]", "", ",,,", "=", "{}", '{"driver": 7}', "a.b=1,a=2,a.b.c=3", "file=nbd://[x", '{"a": ' * 100_000]
 )
 def test_an_argument_that_makes_no_sense_is_left_out(junk: str) -> None:
     for option in ("-blockdev", "-drive"):
@@ -112,3 +137,5 @@ def test_options_in_a_file_name() -> None:
     assert options.told("nbd+unix:///web1/disk0?socket=s") is None
     assert options.told('json:{"driver": "nbd", "expo...') is None
     assert options.told("json:[1]") is None
+    assert options.told("json:" + '{"a": ' * 100_000) is None
+    assert options.server({"server": {"type": "inet", "ipv4": ["on"]}}) == {"type": "inet", "ipv4": ["on"]}

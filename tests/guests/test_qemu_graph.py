@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from nbdresize.guests.qemu.graph import Graph
+import pytest
+
+from nbdresize.guests.qemu.graph import MOST_NODES, Graph
 
 _TYPES = {"job": "block-job", "dev": "block-backend"}
 
@@ -45,8 +47,8 @@ def test_a_chain_ends_where_it_divides() -> None:
 
 def test_a_job_is_found_at_every_height() -> None:
     graph = graph_of(dev0="f0", f0="n0", dev1="f1", f1="n1", job0="f0")
-    assert graph.jobs("n0") == ("job0",)
-    assert graph.jobs("n1") == ()
+    assert graph.job("n0") == graph.job("f0") == "job0"
+    assert graph.job("n1") is None
 
 
 def test_leftovers_are_ours_and_unused_the_upper_first() -> None:
@@ -59,3 +61,32 @@ def test_used_is_what_a_device_rests_on() -> None:
     graph = graph_of(dev0="f0", f0="n0", f1="n1")
     assert graph.used("n0")
     assert not graph.used("n1")
+
+
+def test_a_diamond_of_many_layers_is_walked_once() -> None:
+    """Two nodes on each layer, each on both of the one below: 2 ** 30 ways lead up."""
+    above = {f"{side}{layer}": f"a{layer - 1} b{layer - 1}" for layer in range(1, 31) for side in "ab"}
+    graph = graph_of(**above, dev0="a30", job0="b30")
+    assert sorted(node.name for node in graph.above("a0")) == sorted(above)
+    assert len(list(graph.below("a30"))) == 1 + 2 * 30
+    assert graph.used("a0")
+    assert graph.job("a0") == "job0"
+    assert [node.name for node in graph.chain("a0").nodes] == ["a0"]
+    assert list(graph.leftovers()) == []
+
+
+def test_a_graph_that_goes_round_has_an_end() -> None:
+    graph = graph_of(**{"n0": "f0", "f0": "n0", "nbdresize-a": "nbdresize-b", "nbdresize-b": "nbdresize-a"})
+    assert [node.name for node in graph.above("n0")] == ["f0"]
+    assert set(graph.below("n0")) == {"n0", "f0"}
+    assert not graph.used("n0")
+    assert graph.job("n0") is None
+    assert [node.name for node in graph.chain("n0").nodes] == ["n0", "f0"]
+    assert list(graph.leftovers()) == []
+    assert [node.name for node in graph_of(n0="n0").chain("n0").nodes] == ["n0"]
+
+
+def test_a_graph_larger_than_any_is_not_read() -> None:
+    named = [{"node-name": str(number)} for number in range(MOST_NODES + 1)]
+    with pytest.raises(ValueError, match="more nodes"):
+        Graph.read(named, {"nodes": [], "edges": []}, [])

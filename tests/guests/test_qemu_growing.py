@@ -10,6 +10,7 @@ import pytest
 from nbdresize.control.control import Control
 from nbdresize.errors import PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests.qemu.growing import grow_disk
+from nbdresize.guests.qemu.monitor import Monitor
 from nbdresize.units import SizeRequest
 from tests.guests.machine import Machine
 from tests.guests.site import SIZE, Site, nbd, raw, serving, virtio_blk, virtio_scsi
@@ -317,6 +318,96 @@ def test_a_node_that_something_else_uses_stays(native: Site, tmp_path: Path) -> 
         assert machine.nodes() == before
         machine.execute("blockdev-del", {"node-name": "aside"})
         native.tell(machine, news)
+
+
+def export(machine: Machine, node: str) -> None:
+    """Have QEMU's own NBD server export a node, as `exported`."""
+    address = {"type": "unix", "data": {"path": f"{machine.qmp}.nbd"}}
+    machine.execute("nbd-server-start", {"addr": address})
+    machine.execute("block-export-add", {"type": "nbd", "id": "exported", "node-name": node})
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+def test_another_connection_to_the_same_disk_stays(native: Site, direct: bool, exported: bool, tmp_path: Path) -> None:
+    vm = native.make_vm()
+    chain = virtio_blk("n0") if direct else [*raw(), *virtio_blk("f0")]
+    spare = nbd(native.unix, f"{vm}/disk0", "spare")
+    with Machine(*nbd(native.unix, f"{vm}/disk0"), *chain, *spare, directory=tmp_path) as machine:
+        if exported:
+            export(machine, "spare")
+        before = machine.nodes()
+        for _ in range(3):
+            grown = native.grow(machine, vm)
+            after = machine.nodes()
+            assert after["spare"] == before["spare"]
+            assert len(after) == len(before)
+            assert grown.node in after
+            assert machine.size("d0") == grown.size
+
+
+def test_a_node_that_can_not_be_removed_after_all_keeps_nothing_pending(
+    native: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = native.make_vm()
+    execute = Monitor.execute
+
+    def refusing(monitor: Monitor, command: str, *given: Any) -> Any:
+        return execute(monitor, "no-such" if command == "blockdev-del" else command, *given)
+
+    with Machine(*nbd(native.unix, f"{vm}/disk0"), *raw(), *virtio_blk("f0"), directory=tmp_path) as machine:
+        with monkeypatch.context() as patch:
+            patch.setattr(Monitor, "execute", refusing)
+            native.grow(machine, vm)
+            assert set(machine.nodes()) > {"n0", "f0"}
+        native.tell(machine, native.news(vm))
+        assert "n0" not in machine.nodes(), "the next one removes it"
+        assert len(machine.nodes()) == 2
+
+
+def test_a_disk_that_qemu_exports_itself_is_in_use(native: Site, tmp_path: Path) -> None:
+    vm = native.make_vm()
+    with Machine(*nbd(native.unix, f"{vm}/disk0"), *raw(), *virtio_blk("f0"), directory=tmp_path) as machine:
+        export(machine, "f0")
+        news = native.resize(vm)
+        with pytest.raises(ResourceInUse, match=r"besides the device keeps QEMU .* f0: .*block-export-del"):
+            native.tell(machine, news)
+        machine.execute("block-export-del", {"id": "exported"})
+        until(lambda: not machine.execute("query-block-exports"), what="the end of the export")
+        native.tell(machine, news)
+        assert machine.size("d0") == 2 * SIZE
+        assert len(machine.nodes()) == 2
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("after", ["blockdev-add", "blockdev-reopen", "qom-set", "block_resize"])
+@pytest.mark.parametrize("nodes_go", [False, True])
+def test_a_device_that_is_unplugged_meanwhile_is_gone(
+    native: Site, legacy: bool, after: str, nodes_go: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = native.make_vm()
+    old = f"file=nbd+unix:///{vm}/disk0?socket={native.server.socket},if=none,id=old,format=raw"
+    arguments = ["-drive", old] if legacy else [*nbd(native.unix, f"{vm}/disk0"), *raw("old")]
+    execute = Monitor.execute
+
+    def unplugging(monitor: Monitor, command: str, *given: Any) -> Any:
+        answer = execute(monitor, command, *given)
+        if command == after:
+            execute(monitor, "device_del", {"id": "d0"})
+            # The device goes first, and its nodes some time after.
+            until(lambda: not nodes_go or not execute(monitor, "query-block"), what="the device to go")
+        return answer
+
+    with Machine(*arguments, *virtio_scsi("old"), directory=tmp_path) as machine:
+        news = native.resize(vm)
+        monkeypatch.setattr(Monitor, "execute", unplugging)
+        if (legacy, after) in ((False, "qom-set"), (True, "blockdev-reopen")):
+            native.tell(machine, news)  # that is no step of this one
+        else:
+            with pytest.raises((PeerFailed, ResourceInUse)) as failed, machine.monitor() as monitor:
+                grow_disk(monitor, news)
+            if after == "block_resize":
+                assert failed.value.problem == f"The device of {vm}/disk0 is gone"
 
 
 def test_a_smaller_size_is_refused(site: Site, tmp_path: Path) -> None:

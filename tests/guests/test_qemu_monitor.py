@@ -6,9 +6,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,11 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 @contextmanager
-def listening(path: Path, *pieces: bytes, answers: Sequence[object] = ()) -> Iterator[None]:
-    """Something that says `pieces` to one client, then answers each of its requests with the next of `answers`."""
+def listening(path: Path, *pieces: bytes | Callable[[], object], answers: Sequence[object] = ()) -> Iterator[None]:
+    """Something that says `pieces` to one client, then answers each of its requests with the next of `answers`.
+
+    Of the pieces, it calls what can be called. Bytes are no answer: they are said before the next.
+    """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -39,8 +43,14 @@ def listening(path: Path, *pieces: bytes, answers: Sequence[object] = ()) -> Ite
             client, _ = listener.accept()
             with client, suppress(OSError):  # it may go away without a word
                 for piece in pieces:
-                    client.sendall(piece)
+                    if isinstance(piece, bytes):
+                        client.sendall(piece)
+                    else:
+                        piece()
                 for answer in answers:
+                    if isinstance(answer, bytes):
+                        client.sendall(answer)
+                        continue
                     # A request has no end of its line, and the next one comes after the answer.
                     request = json.loads(client.recv(65536) or b"{}")
                     kept = {key: value for key, value in request.items() if key == "id"}
@@ -166,3 +176,54 @@ def test_a_qemu_that_is_too_old_is_named(tmp_path: Path) -> None:
         pytest.raises(PeerFailed, match=r"QEMU 5\.2\.0 has no blockdev-reopen: use QEMU 6\.1 or later"),
     ):
         grow_disk(monitor, DiskNews("web1", "disk0", "web1/disk0", 1 << 20, 1))
+
+
+def test_all_of_connecting_has_one_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    run = Monitor._run
+
+    def timed(monitor: Monitor, step: Any, timeout: float) -> Any:
+        given.append(timeout)
+        return run(monitor, step, timeout)
+
+    monkeypatch.setattr(Monitor, "_run", timed)
+    with (
+        listening(tmp_path / "slow", lambda: time.sleep(0.3), b"{", answers=[{}]),
+        pytest.raises(PeerFailed, match="did not answer"),
+    ):
+        Monitor.connect(tmp_path / "slow", 0.6)
+    greeting, ending = given
+    assert greeting <= 0.3
+    assert ending < 0.1
+
+
+def test_a_time_that_is_over_is_not_prolonged_by_the_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    run = Monitor._run
+
+    def timed(monitor: Monitor, step: Any, timeout: float) -> Any:
+        given.append(timeout)
+        return run(monitor, step, timeout)
+
+    with machine.monitor() as monitor:
+        monkeypatch.setattr(Monitor, "_run", timed)
+        os.kill(machine.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(PeerFailed, match="did not answer"):
+                monitor.execute("query-status", timeout=0.1)
+        finally:
+            os.kill(machine.pid, signal.SIGCONT)
+    assert given[0] == 0.1
+    assert given[1] < 0.1
+
+
+def test_events_are_not_kept(tmp_path: Path) -> None:
+    event = json.dumps({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}).encode() + b"\n"
+    with (
+        listening(
+            tmp_path / "busy", json.dumps(GREETING).encode() + b"\n", answers=[{}, event * 1000, {"status": "x"}]
+        ),
+        Monitor.connect(tmp_path / "busy") as monitor,
+    ):
+        assert monitor.execute("query-status") == {"status": "x"}
+        assert monitor._client.events.empty()

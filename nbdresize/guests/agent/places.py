@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbdresize.guests.qemu.monitor import Monitor, Refused
+from nbdresize.guests.qemu.monitor import Monitor, Refused, reading
 
 _PERIPHERAL = "/machine/peripheral/"
 
@@ -33,7 +33,9 @@ def place_of(monitor: Monitor, device: str) -> Place:
     serial = _property(monitor, path, "serial")
     bus = _property(monitor, path, "parent_bus")
     controller = _device_of(bus) if is_scsi and isinstance(bus, str) else path
-    address = _address(_pci_devices(monitor.execute("query-pci")), controller, monitor)
+    told = monitor.execute("query-pci")
+    with reading("query-pci"):
+        address = _address(_pci_devices(told), controller, monitor)
     return Place(address, unit, serial if isinstance(serial, str) and serial else None)
 
 

@@ -1,5 +1,6 @@
 """Finding the nodes of a disk in a running QEMU."""
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
 from nbdresize.guests.qemu.graph import OURS, Chain, Graph, Node
-from nbdresize.guests.qemu.monitor import Monitor, Refused
+from nbdresize.guests.qemu.monitor import Monitor, Refused, reading
 
 _MOST_SHOWN = 8
 
@@ -37,11 +38,12 @@ class Found:
 
 
 def read_graph(monitor: Monitor) -> Graph:
-    return Graph.read(
-        monitor.execute("query-named-block-nodes", {"flat": True}),
-        monitor.execute("x-debug-query-block-graph"),
-        monitor.execute("query-block"),
-    )
+    """All nodes of QEMU. Raises PeerFailed, also where what it says of them makes no sense."""
+    named = monitor.execute("query-named-block-nodes", {"flat": True})
+    graph = monitor.execute("x-debug-query-block-graph")
+    block = monitor.execute("query-block")
+    with reading("query-named-block-nodes, x-debug-query-block-graph or query-block"):
+        return Graph.read(named, graph, block)
 
 
 def find(monitor: Monitor, disk: DiskNews, addresses: Addresses) -> Found:
@@ -88,7 +90,10 @@ def _whole(
     for above in graph.above(node.name):
         if (inner := _innermost(options.told(above.filename))) is not None:
             return inner
-    if not any("<tls-creds-" in each["type"] for each in monitor.execute("qom-list", {"path": "/objects"})):
+    objects = monitor.execute("qom-list", {"path": "/objects"})
+    with reading("qom-list"):
+        has_credentials = any("<tls-creds-" in each["type"] for each in objects)
+    if not has_credentials:
         return told
     if monitor.execute("query-iothreads"):
         # QEMU 7.2 aborts, one time in twenty, where a node is put on one whose requests an iothread carries out.
@@ -117,7 +122,7 @@ def _looked_at(monitor: Monitor, node: Node) -> Mapping[str, Any]:
         "blockdev-add", {"driver": "raw", "node-name": name, "offset": 0, "read-only": True, "file": node.name}
     )
     try:
-        found = _innermost(options.told(_file_names(monitor)[name]))
+        found = _innermost(options.told(_file_names(monitor).get(name, "")))
     finally:
         remove(monitor, name)
     if found is None:
@@ -132,9 +137,9 @@ def _check_jobs(graph: Graph, disk: DiskNews, nodes: Sequence[tuple[Node, Mappin
     job with a speed limit can hold all of QEMU 7.2 up until the limit lets them through.
     """
     for node, _ in nodes:
-        if jobs := graph.jobs(node.name):
+        if job := graph.job(node.name):
             raise ResourceInUse(
-                f"The block job {jobs[0]} of QEMU uses {disk.export}",
+                f"The block job {job} of QEMU uses {disk.export}",
                 f"wait for its end or cancel it, then run nbdresize guest sync {disk.vm}",
             )
 
@@ -142,15 +147,28 @@ def _check_jobs(graph: Graph, disk: DiskNews, nodes: Sequence[tuple[Node, Mappin
 def _tidied(monitor: Monitor) -> Graph:
     """The graph without the nodes that a killed attempt left, but for those on a node that a block job uses."""
     graph = read_graph(monitor)
-    left = [name for name in graph.leftovers() if not any(graph.jobs(below) for below in graph.below(name))]
+    left = [name for name in graph.leftovers() if not any(graph.job(below) for below in graph.below(name))]
     for name in left:
         remove(monitor, name)
     return read_graph(monitor) if left else graph
 
 
-def fresh_name() -> str:
-    """A name that no node has; a node-name has at most 31 characters."""
-    return OURS + secrets.token_hex(6)
+def fresh_name(replaced: str = "") -> str:
+    """A name that no node has; a node-name has at most 31 characters.
+
+    Its end tells the name of the node whose place it takes: should whoever does that be killed, `is_replaced` knows
+    what is to go, whatever else in QEMU looks like it.
+    """
+    return f"{OURS}{secrets.token_hex(6)}{_mark(replaced) if replaced else ''}"
+
+
+def is_replaced(old: str, fresh: str) -> bool:
+    """Whether the node `fresh` was made to take the place of the node `old`."""
+    return fresh.startswith(OURS) and fresh.endswith(_mark(old))
+
+
+def _mark(name: str) -> str:
+    return "-" + hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
 
 
 def remove(monitor: Monitor, name: str) -> None:
@@ -168,7 +186,8 @@ def remove(monitor: Monitor, name: str) -> None:
 def _file_names(monitor: Monitor) -> dict[str, str]:
     """Those of all nodes, by the nodes' names."""
     nodes = monitor.execute("query-named-block-nodes", {"flat": True})
-    return {told["node-name"]: told["image"].get("filename", "") for told in nodes}
+    with reading("query-named-block-nodes"):
+        return {str(told["node-name"]): str(told["image"].get("filename", "")) for told in nodes}
 
 
 def _not_found(

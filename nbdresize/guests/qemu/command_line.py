@@ -4,19 +4,24 @@ Source: qemu(1), `-blockdev` and `-drive`; the syntax of their arguments is that
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from nbdresize.guests.qemu.options import export, nested, server
+from nbdresize.protocol.constants import NBD_DEFAULT_PORT
 
 _INHERITED_DISCARD = "unmap"
+_DISCARDS = {"on": "unmap", "off": "ignore"}
+_NUMBER = re.compile("[0-9]{1,18}")
 _CHILD = "file"
 _DEPTH = 8
+_OLD_NAME = "nbd:"
 
 ServedBy = Callable[[str, Mapping[str, Any]], bool]
 """Whether an export's name and a server's address are those of the disk."""
@@ -35,13 +40,17 @@ class Described:
 
     @property
     def discard(self) -> str:
-        """A node described inside of another one lets discards through, where it doesn't say otherwise."""
-        return str(self.options.get("discard", _INHERITED_DISCARD if self.above else "ignore"))
+        """A node described inside of another one lets discards through, where it doesn't say otherwise.
+
+        In QMP's words, of which a legacy drive has others too.
+        """
+        given = str(self.options.get("discard", _INHERITED_DISCARD if self.above else "ignore"))
+        return _DISCARDS.get(given, given)
 
     def carried(self, *keys: str) -> dict[str, Any]:
         """Those of its options, with numbers as numbers."""
         found = {key: self.options[key] for key in keys if key in self.options}
-        return {key: int(value) if str(value).isdigit() else value for key, value in found.items()}
+        return {key: int(value) if _NUMBER.fullmatch(str(value)) else value for key, value in found.items()}
 
 
 def described(arguments: Sequence[str]) -> tuple[Described, ...]:
@@ -49,10 +58,11 @@ def described(arguments: Sequence[str]) -> tuple[Described, ...]:
     found: list[Described] = []
     for name, value in pairwise(arguments):
         option = name.lstrip("-") if name.startswith("-") else ""
-        if option == "blockdev":
-            found += _nodes(nested(_parsed(value, "driver")), ())
-        elif option == "drive":
-            found += _drive(_parsed(value, ""))
+        with suppress(RecursionError):  # nobody nests options so deep
+            if option == "blockdev":
+                found += tuple(_nodes(nested(_parsed(value, "driver")), ()))
+            elif option == "drive":
+                found += tuple(_drive(_parsed(value, "")))
     return tuple(found)
 
 
@@ -136,14 +146,35 @@ def _from_uri(uri: str) -> dict[str, Any]:
     """The options that an NBD URI stands for, as QEMU's nbd_parse_uri() reads it; none for another file name."""
     if uri.startswith("json:"):
         return nested(_parsed(uri.removeprefix("json:"), ""))
+    if "://" not in uri:
+        return _from_old_name(uri)
     with suppress(ValueError):
         parts = urlsplit(uri)
         if parts.scheme == "nbd+unix":
-            path = parse_qs(parts.query).get("socket", [""])[0]
-            address: dict[str, Any] = {"type": "unix", "path": path}
+            address: dict[str, Any] = {"type": "unix", "path": _in_query(parts.query, "socket")}
         elif parts.scheme in ("nbd", "nbd+tcp"):
-            address = {"type": "inet", "host": parts.hostname or "", "port": str(parts.port or 10809)}
+            address = {"type": "inet", "host": parts.hostname or "", "port": str(parts.port or NBD_DEFAULT_PORT)}
         else:
             return {}
         return {"driver": "nbd", "server": address, "export": unquote(parts.path.removeprefix("/"))}
     return {}
+
+
+def _in_query(query: str, wanted: str) -> str:
+    """The value of that name; a plus in it is one, as QEMU reads it."""
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if unquote(name) == wanted:
+            return unquote(value)
+    return ""
+
+
+def _from_old_name(name: str) -> dict[str, Any]:
+    """The options that `nbd:unix:PATH` and `nbd:HOST:PORT` stand for, each perhaps with `:exportname=EXPORT`."""
+    if not name.startswith(_OLD_NAME):
+        return {}
+    place, _, export = name.removeprefix(_OLD_NAME).partition(":exportname=")
+    if place.startswith("unix:"):
+        return {"driver": "nbd", "server": {"type": "unix", "path": place.removeprefix("unix:")}, "export": export}
+    host, _, port = place.rpartition(":")
+    return {"driver": "nbd", "server": {"type": "inet", "host": host.strip("[]"), "port": port}, "export": export}

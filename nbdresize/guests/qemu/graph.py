@@ -5,13 +5,20 @@ A disk is a chain of nodes: an `nbd` node at the bottom, on it perhaps a `raw` n
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 OURS = "nbdresize-"
 """How the names of the nodes begin that we add."""
 
 TRANSPARENT = frozenset({"raw", "throttle", "copy-on-read"})
 """Drivers whose node is as large as the one below, and shows the same bytes."""
+
+MOST_NODES = 4096
+MOST_EDGES = 4 * MOST_NODES
+"""How much of a graph is read: no QEMU has a hundredth of it."""
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -91,29 +98,75 @@ class Graph:
     def read(
         cls, named: Sequence[Mapping[str, Any]], graph: Mapping[str, Any], block: Sequence[Mapping[str, Any]]
     ) -> "Graph":
-        """From the answers to `query-named-block-nodes` (flat), `x-debug-query-block-graph` and `query-block`."""
-        nodes = {told["node-name"]: _node(told) for told in named}
-        members = {member["id"]: Parent(member["type"], member["name"]) for member in graph["nodes"]}
-        parents: dict[str, tuple[Parent, ...]] = dict.fromkeys(nodes, ())
+        """From the answers to `query-named-block-nodes` (flat), `x-debug-query-block-graph` and `query-block`.
+
+        What is not as QEMU tells it raises KeyError, TypeError, ValueError or AttributeError.
+        """
+        if len(named) > MOST_NODES or len(graph["edges"]) > MOST_EDGES:
+            raise ValueError("more nodes than a QEMU has")
+        nodes = {node.name: node for node in map(_node, named)}
+        members = {
+            member["id"]: Parent(_is(str, member["type"]), _is(str, member["name"])) for member in graph["nodes"]
+        }
+        parents: dict[str, list[Parent]] = {name: [] for name in nodes}
         for edge in graph["edges"]:
             child = members[edge["child"]]
             if child.name in parents:
-                parents[child.name] += (members[edge["parent"]],)
-        return cls(nodes, parents, tuple(_devices(block)))
+                parents[child.name].append(members[edge["parent"]])
+        return cls(nodes, {name: tuple(each) for name, each in parents.items()}, tuple(_devices(block)))
+
+    @cached_property
+    def _children(self) -> Mapping[str, tuple[str, ...]]:
+        """The nodes right below each."""
+        found: dict[str, tuple[str, ...]] = dict.fromkeys(self.nodes, ())
+        for name in self.nodes:
+            for parent in self._nodes_on(name):
+                found[parent] += (name,)
+        return found
+
+    @cached_property
+    def _used(self) -> frozenset[str]:
+        return frozenset(self._reached([name for name in self.nodes if self.devices_on(name)], self._children))
+
+    @cached_property
+    def _busy(self) -> Mapping[str, str]:
+        """A block job that uses that node, or one that rests on it."""
+        found: dict[str, str] = {}
+        for name in self.nodes:
+            job = next((parent.name for parent in self.parents[name] if parent.kind == "block-job"), None)
+            if job is not None:
+                found.update((node, job) for node in self._reached([name], self._children, found))
+        return found
+
+    @cached_property
+    def _on(self) -> Mapping[str, tuple[str, ...]]:
+        return {name: self._nodes_on(name) for name in self.nodes}
+
+    def _nodes_on(self, name: str) -> tuple[str, ...]:
+        on = [parent.name for parent in self.parents[name] if parent.kind == "block-driver"]
+        return tuple(node for node in on if node in self.nodes)
+
+    @staticmethod
+    def _reached(
+        names: Sequence[str], next_to: Mapping[str, tuple[str, ...]], without: Mapping[str, object] | None = None
+    ) -> Sequence[str]:
+        """These nodes and all that are reached from them, each once, however they hang together."""
+        found: dict[str, None] = {}
+        left = list(reversed(names))
+        while left:
+            name = left.pop()
+            if name not in found and (without is None or name not in without):
+                found[name] = None
+                left.extend(reversed(next_to[name]))
+        return tuple(found)
 
     def above(self, name: str) -> Iterator[Node]:
-        """Every node that rests on that one, at whatever height."""
-        for parent in self.parents[name]:
-            if parent.kind == "block-driver" and parent.name in self.nodes:
-                yield self.nodes[parent.name]
-                yield from self.above(parent.name)
+        """Every node that rests on that one, at whatever height, each once."""
+        return (self.nodes[each] for each in self._reached([name], self._on)[1:])
 
     def below(self, name: str) -> Iterator[str]:
-        """Every node that that one rests on, at whatever depth, and itself."""
-        yield name
-        for node, parents in self.parents.items():
-            if Parent("block-driver", name) in parents:
-                yield from self.below(node)
+        """Itself, and every node that that one rests on, at whatever depth, each once."""
+        return iter(self._reached([name], self._children))
 
     def devices_on(self, name: str) -> tuple[Device, ...]:
         """The guest's devices directly on that node."""
@@ -122,23 +175,22 @@ class Graph:
 
     def used(self, name: str) -> bool:
         """Whether a guest's device rests on that node, at whatever height."""
-        return any(self.devices_on(node) for node in (name, *(above.name for above in self.above(name))))
+        return name in self._used
 
-    def jobs(self, name: str) -> tuple[str, ...]:
-        """The ids of the block jobs that use that node, or one that rests on it."""
-        names = (name, *(above.name for above in self.above(name)))
-        found = [parent.name for node in names for parent in self.parents[node] if parent.kind == "block-job"]
-        return tuple(dict.fromkeys(found))
+    def job(self, name: str) -> str | None:
+        """The id of a block job that uses that node, or one that rests on it; None where none does."""
+        return self._busy.get(name)
 
     def chain(self, name: str) -> Chain:
         """From that node up to the first one with a device, or to the last; where several rest on one, to that one."""
-        nodes = [self.nodes[name]]
-        while not (devices := self.devices_on(nodes[-1].name)):
-            upwards = [parent for parent in self.parents[nodes[-1].name] if parent.kind == "block-driver"]
-            if len(upwards) != 1 or upwards[0].name not in self.nodes:
+        nodes = {name: self.nodes[name]}
+        while not (devices := self.devices_on(name)):
+            upwards = [parent.name for parent in self.parents[name] if parent.kind == "block-driver"]
+            if len(upwards) != 1 or upwards[0] not in self.nodes or upwards[0] in nodes:
                 break
-            nodes.append(self.nodes[upwards[0].name])
-        return Chain(tuple(nodes), devices)
+            [name] = upwards
+            nodes[name] = self.nodes[name]
+        return Chain(tuple(nodes.values()), devices)
 
     def leftovers(self) -> Iterator[str]:
         """Nodes of ours that nothing uses, each before the one that it rests on: what a killed attempt left."""
@@ -155,17 +207,24 @@ class Graph:
             yield from unused
 
 
+def _is(kind: type[_Kind], value: object) -> _Kind:
+    """Raises TypeError for what is of another kind; a truth is no number here."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{value!r:.100} is no {kind.__name__}")
+    return value
+
+
 def _node(told: Mapping[str, Any]) -> Node:
     cache = told.get("cache", {})
     return Node(
-        told["node-name"],
-        told["drv"],
-        told["image"]["virtual-size"],
-        told["ro"],
-        cache.get("direct", False),
-        cache.get("no-flush", False),
-        told.get("detect_zeroes", "off"),
-        told["image"].get("filename", ""),
+        _is(str, told["node-name"]),
+        _is(str, told["drv"]),
+        _is(int, told["image"]["virtual-size"]),
+        _is(bool, told["ro"]),
+        _is(bool, cache.get("direct", False)),
+        _is(bool, cache.get("no-flush", False)),
+        _is(str, told.get("detect_zeroes", "off")),
+        _is(str, told["image"].get("filename", "")),
     )
 
 
@@ -174,5 +233,8 @@ def _devices(block: Sequence[Mapping[str, Any]]) -> Iterator[Device]:
         inserted = told.get("inserted")
         if inserted and told.get("qdev"):
             yield Device(
-                told["device"] or told["qdev"], told["qdev"], inserted["node-name"], inserted["image"]["virtual-size"]
+                _is(str, told["device"]) or _is(str, told["qdev"]),
+                _is(str, told["qdev"]),
+                _is(str, inserted["node-name"]),
+                _is(int, inserted["image"]["virtual-size"]),
             )

@@ -20,9 +20,9 @@ from nbdresize.errors import NbdresizeError, PeerFailed, ResourceInUse
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
-from nbdresize.guests.qemu.attached import Attached, find, fresh_name, read_graph, remove
+from nbdresize.guests.qemu.attached import Attached, find, fresh_name, is_replaced, read_graph, remove
 from nbdresize.guests.qemu.graph import TRANSPARENT, Chain, Graph, Node
-from nbdresize.guests.qemu.monitor import Monitor, Refused
+from nbdresize.guests.qemu.monitor import Monitor, Refused, reading
 from nbdresize.units import format_size
 
 RECONNECT_DELAY = 30
@@ -35,6 +35,8 @@ _SECTOR = 512
 _REOPENED = frozenset({"raw", "throttle"})
 _NEEDED = ("blockdev-reopen", "x-debug-query-block-graph")
 _OLDEST = "6.1"
+_SHARED = "unshared by "
+"""How QEMU refuses to resize a node, of which something needs that its size stays."""
 _RIGID = "unshared by block device"
 """How QEMU refuses to resize the node of a device that can't learn a new size, which is nvme."""
 
@@ -62,22 +64,30 @@ def grow_disk(monitor: Monitor, disk: DiskNews) -> Grown:
     """
     start = time.monotonic()
     _check_version(monitor)
-    found = find(monitor, disk, Addresses(disk.servers, monitor.pid))
+    found = find(monitor, disk, Addresses(disk.servers, monitor.pid, monitor.left()))
     for each in found.attached:
         _check(each.chain, disk)
     changes = [_Growing(monitor, disk, found.graph, each).grow() for each in found.attached]
     graph = read_graph(monitor)
-    chains = [graph.chain(change.bottom) for change in changes]
+    chains = [graph.chain(change.bottom) for change in changes if change.bottom in graph.nodes]
     size = _confirmed(chains, disk)
-    for chain in chains:
-        _remove_old(monitor, graph, chain)
-    devices = ", ".join(_shown(monitor, device.path) for chain in chains for device in chain.devices)
+    try:
+        devices = ", ".join(_shown(monitor, device.path) for chain in chains for device in chain.devices)
+    except Refused:
+        raise _gone(disk) from None
+    with suppress(NbdresizeError):  # the guest has its size, whatever else uses what it has no use for any more
+        for change in changes:
+            _remove_old(monitor, graph, change.replaced)
+        for each in found.attached:
+            _remove_old(monitor, graph, _left_by_a_killed_attempt(graph, each.chain))
     return Grown(changes[0].bottom, devices, size, time.monotonic() - start, changes[0].way)
 
 
 def _check_version(monitor: Monitor) -> None:
     """Raises PeerFailed where this QEMU lacks what growing needs."""
-    there = {command["name"] for command in monitor.execute("query-commands")}
+    commands = monitor.execute("query-commands")
+    with reading("query-commands"):
+        there = {command["name"] for command in commands}
     missing = [command for command in _NEEDED if command not in there]
     if missing:
         raise PeerFailed(
@@ -116,10 +126,14 @@ def _check(chain: Chain, disk: DiskNews) -> None:
 
 @dataclass(frozen=True)
 class _Change:
-    """The name of the `nbd` node that a device uses now, and how it came to that."""
+    """The name of the `nbd` node that a device uses now, and how it came to that.
+
+    `replaced` are the nodes that it used before, each before the one that it rests on.
+    """
 
     bottom: str
     way: str
+    replaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,10 @@ class _Growing:
         change = _Change(chain.bottom.name, "as it was")
         if chain.bottom.size < _rounded(self.disk.size):
             change = self._switch(chain)
-            chain = read_graph(self.monitor).chain(change.bottom)
+            graph = read_graph(self.monitor)
+            if change.bottom not in graph.nodes:
+                raise _gone(self.disk)
+            chain = graph.chain(change.bottom)
             if chain.bottom.size < _rounded(self.disk.size):
                 raise PeerFailed(
                     f"QEMU connected anew to {self.disk.export} and was told {format_size(chain.bottom.size)}",
@@ -152,8 +169,14 @@ class _Growing:
         try:
             self.monitor.execute("block_resize", {"node-name": chain.top.name, "size": chain.bottom.size})
         except Refused as refusal:
-            if _RIGID not in refusal.problem:
+            if _SHARED not in refusal.problem or not chain.devices:
                 raise
+            if _RIGID not in refusal.problem:
+                raise ResourceInUse(
+                    f"Something besides the device keeps QEMU from resizing the node {chain.top.name}",
+                    "such as an export of it by QEMU's own NBD server: end that (block-export-del), then run"
+                    f" nbdresize guest sync {self.disk.vm}",
+                ) from None
             raise ResourceInUse(
                 f"The device {_shown(self.monitor, chain.devices[0].path)} takes no new size while it runs",
                 "the guest sees it at its next start; virtio-blk and virtio-scsi devices take it at once",
@@ -162,7 +185,8 @@ class _Growing:
     def _switch(self, chain: Chain) -> _Change:
         """Put a fresh connection under the device. Where that fails, what was added is removed again."""
         below = self.attached.known
-        added = [self._add(_fresh_nbd(chain.bottom, self.attached.options, below))]
+        added = [self._add(_fresh_nbd(chain.bottom, self.attached.options, below), chain.bottom)]
+        replaced = [chain.bottom.name]
         try:
             for node, lower in zip(chain.nodes[1:], chain.nodes, strict=False):
                 self._check_alone(lower)
@@ -170,8 +194,9 @@ class _Growing:
                 upper = _above(node, known, added[-1])
                 if node.named and node.driver in _REOPENED:
                     self.monitor.execute("blockdev-reopen", {"options": [{**upper, "node-name": node.name}]})
-                    return _Change(added[0], f"a fresh connection under {node.name}")
-                added.append(self._add(upper))
+                    return _Change(added[0], f"a fresh connection under {node.name}", tuple(reversed(replaced)))
+                added.append(self._add(upper, node))
+                replaced.append(node.name)
                 below = known
             self._check_alone(chain.top)
             self._plug(chain, added[-1])
@@ -180,10 +205,10 @@ class _Growing:
                 for name in reversed(added):
                     remove(self.monitor, name)
             raise
-        return _Change(added[0], "a fresh connection under the device")
+        return _Change(added[0], "a fresh connection under the device", tuple(reversed(replaced)))
 
-    def _add(self, node: Mapping[str, Any]) -> str:
-        name = fresh_name()
+    def _add(self, node: Mapping[str, Any], old: Node) -> str:
+        name = fresh_name(old.name)
         self.monitor.execute("blockdev-add", {**node, "node-name": name})
         return name
 
@@ -207,9 +232,12 @@ class _Growing:
     def _plug_in_thread(self, name: str, drive: Mapping[str, Any]) -> None:
         """As above for a device whose requests an iothread carries out: the node has to live there beforehand."""
         refused: Refused | None = None
-        for thread in self.monitor.execute("query-iothreads"):
+        told = self.monitor.execute("query-iothreads")
+        with reading("query-iothreads"):
+            threads = [str(thread["id"]) for thread in told]
+        for thread in threads:
             try:
-                self.monitor.execute("x-blockdev-set-iothread", {"node-name": name, "iothread": thread["id"]})
+                self.monitor.execute("x-blockdev-set-iothread", {"node-name": name, "iothread": thread})
                 self.monitor.execute("qom-set", drive)
                 return
             except Refused as error:
@@ -248,24 +276,29 @@ def _common(node: Node, known: command_line.Described | None) -> dict[str, Any]:
     }
 
 
-def _remove_old(monitor: Monitor, graph: Graph, chain: Chain) -> None:
-    """Remove what a fresh connection has replaced, now or in an attempt that was killed.
-
-    That is what no device uses, of the same export. Where no connection is a fresh one, it is there for something else.
-    """
-    if not chain.bottom.ours:
-        return
-    for node in graph.nodes.values():
-        if node.driver == "nbd" and node.filename == chain.bottom.filename and not graph.used(node.name):
-            for name in reversed(dict.fromkeys([node.name, *(above.name for above in graph.above(node.name))])):
+def _remove_old(monitor: Monitor, graph: Graph, names: Sequence[str]) -> None:
+    """Remove what fresh nodes have replaced. What is not there any more, or in use after all, stays as it is."""
+    for name in names:
+        if name in graph.nodes:
+            with suppress(Refused):
                 remove(monitor, name)
+
+
+def _left_by_a_killed_attempt(graph: Graph, chain: Chain) -> Sequence[str]:
+    """What the nodes of this chain, which a device used already, replaced without removing it; the upper ones first."""
+    fresh = [node.name for node in reversed(chain.nodes) if node.ours]
+    return [old for name in fresh for old in graph.nodes if is_replaced(old, name) and not graph.used(old)]
+
+
+def _gone(disk: DiskNews) -> PeerFailed:
+    return PeerFailed(f"The device of {disk.export} is gone", "it was unplugged meanwhile, it seems")
 
 
 def _confirmed(chains: Sequence[Chain], disk: DiskNews) -> int:
     """The size that QEMU's devices show now. Raises PeerFailed where it is not that of the disk, or of a later grow."""
     sizes = [device.size for chain in chains for device in chain.devices]
     if not sizes:
-        raise PeerFailed(f"The device of {disk.export} is gone", "it was unplugged meanwhile, it seems")
+        raise _gone(disk)
     if min(sizes) < _rounded(disk.size):
         raise PeerFailed(
             f"QEMU was told of {format_size(disk.size)}, and {disk.export} still has {format_size(min(sizes))} there",

@@ -6,14 +6,15 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
+from nbdresize.client.deadline import Deadline
 from nbdresize.control.admin_client import reachable
 from nbdresize.errors import InvalidArgument, PeerFailed, ResourceNotFound
 
@@ -24,6 +25,8 @@ STEP_TIME = 10.0
 """Seconds for one command. One that waits for requests in flight takes as long as the slowest of them."""
 
 _END_TIME = 1.0
+_AT_ONCE = 0.01
+"""Seconds to end a session, and one whose time is over already."""
 _LONGEST_SHOWN = 300
 _ATTACH_AGAIN = "start QEMU with -qmp unix:PATH,server=on,wait=off and attach the guest with that path"
 _BUSY = "another client uses it, since QEMU serves one at a time,"
@@ -40,30 +43,43 @@ class Refused(PeerFailed):
     """QEMU answered a command with an error."""
 
 
+@contextmanager
+def reading(command: str) -> Iterator[None]:
+    """Inside, the answer to a command is read. Raises PeerFailed where it has not the form that QEMU gives it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        raise PeerFailed(
+            f"QEMU answered {command} with what is no answer", "see whether it is QEMU itself that listens there"
+        ) from None
+
+
 class Monitor:
     """A QMP session; one thread may use it. Made by `connect`.
 
     QEMU serves one client at a time on each monitor: two sessions on one socket never run side by side.
     """
 
-    def __init__(self, path: Path, connection: socket.socket, timeout: float) -> None:
+    def __init__(self, path: Path, connection: socket.socket, deadline: Deadline) -> None:
         """Takes over a connected socket. Raises as `connect` does."""
         self.path = path
         self.pid = _peer(connection)
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("nbdresize")
+        # Nobody takes events out of its queue, which has no end.
+        self._client.events.event_filter = lambda event: False
         try:
-            _check_first_byte(path, connection, timeout)
+            _check_first_byte(path, connection, deadline)
             connection.setblocking(False)
-            self._run(self._client.connect(connection), timeout)
+            self._run(self._client.connect(connection), deadline.remaining())
         except TimeoutError:
-            self._abandon(connection)
-            raise self._silent(timeout) from None
+            self._abandon(connection, _AT_ONCE)
+            raise self._silent(deadline.seconds) from None
         except (QMPError, OSError, EOFError) as error:
-            self._abandon(connection)
+            self._abandon(connection, _AT_ONCE)
             raise _not_qmp(path) from error
         except BaseException:
-            self._abandon(connection)
+            self._abandon(connection, _AT_ONCE)
             raise
 
     @classmethod
@@ -74,13 +90,14 @@ class Monitor:
         nobody listens (any more), or does not answer: QEMU hangs, or serves another client.
         """
         _check_socket(path)
+        deadline = Deadline(timeout)
         try:
-            connection = _connected(path, timeout)
+            connection = _connected(path, deadline)
         except (ConnectionRefusedError, FileNotFoundError):
             raise PeerFailed(
                 f"No QEMU listens on {path} any more", "start the guest, or detach it with nbdresize guest detach"
             ) from None
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             raise PeerFailed(
                 f"The monitor at {path} takes no client within {timeout:g} s", f"{_BUSY} or QEMU hangs; {_OTHER}"
             ) from None
@@ -88,7 +105,7 @@ class Monitor:
             raise PeerFailed(
                 f"The monitor at {path} can't be reached: {error.strerror or error}", "see whether QEMU runs"
             ) from None
-        return cls(path, connection, timeout)
+        return cls(path, connection, deadline)
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +129,10 @@ class Monitor:
             return ""
         return ".".join(str(version[part]) for part in ("major", "minor", "micro") if part in version)
 
+    def left(self) -> float:
+        """The seconds that there are for something beside the commands, such as a look at the network."""
+        return STEP_TIME
+
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = STEP_TIME) -> Any:
         """What QEMU returns to `command`, within `timeout` seconds.
 
@@ -123,7 +144,7 @@ class Monitor:
         try:
             return self._run(self._client.execute(command, arguments), timeout)
         except TimeoutError:
-            self.close()
+            self._abandon(None, _AT_ONCE)
             raise self._silent(timeout, command) from None
         except ExecuteError as error:
             raise Refused(f"QEMU refused {command}: {_bounded(error)}") from None
@@ -152,10 +173,10 @@ class Monitor:
             f"{_BUSY} QEMU hangs, or it is no monitor; {_OTHER}",
         )
 
-    def _abandon(self, connection: socket.socket | None) -> None:
-        """End whatever runs, without waiting for the other end; `connection` is one that the session may lack still."""
+    def _abandon(self, connection: socket.socket | None, seconds: float = _END_TIME) -> None:
+        """End whatever runs; the other end has so many seconds. `connection` is one that the session may lack still."""
         with suppress(Exception):  # a session that failed tells of its failure once more here
-            self._run(self._client.disconnect(), _END_TIME)
+            self._run(self._client.disconnect(), seconds)
         self._loop.run_until_complete(_cancel_others())
         self._loop.close()
         if connection is not None:
@@ -181,32 +202,30 @@ def _check_socket(path: Path) -> None:
         raise InvalidArgument(f"{path} is not a socket", _ATTACH_AGAIN)
 
 
-def _connected(path: Path, timeout: float) -> socket.socket:
-    """A connected socket. Raises OSError; BlockingIOError where the queue of clients stays full for so many seconds."""
-    deadline = time.monotonic() + timeout
+def _connected(path: Path, deadline: Deadline) -> socket.socket:
+    """A connected socket. Raises OSError; BlockingIOError or TimeoutError where the queue of clients stays full."""
     while True:
+        left = deadline.remaining()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
+        connection.settimeout(left)
         try:
             with reachable(path) as address:
                 connection.connect(address)
             return connection
         except BlockingIOError:  # a full queue of a unix socket is told at once, and nothing tells when it has room
             connection.close()
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_PAUSE)
+            time.sleep(min(_PAUSE, deadline.remaining()))
         except BaseException:
             connection.close()
             raise
 
 
-def _check_first_byte(path: Path, connection: socket.socket, timeout: float) -> None:
+def _check_first_byte(path: Path, connection: socket.socket, deadline: Deadline) -> None:
     """Wait until the other end says something: QMP greets with a JSON object, on one line.
 
     What says something else may never end its line. Raises TimeoutError, OSError, and InvalidArgument.
     """
-    connection.settimeout(timeout)
+    connection.settimeout(deadline.remaining())
     if connection.recv(1, socket.MSG_PEEK) != b"{":
         raise _not_qmp(path)
 

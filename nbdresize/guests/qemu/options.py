@@ -21,9 +21,9 @@ def told(filename: str) -> dict[str, Any] | None:
         return None
     try:
         options = json.loads(filename.removeprefix(_JSON))
-    except ValueError:  # QEMU cuts it after 4095 bytes
+        return nested(options) if isinstance(options, dict) else None
+    except (ValueError, RecursionError):  # QEMU cuts it after 4095 bytes
         return None
-    return nested(options) if isinstance(options, dict) else None
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,10 +47,14 @@ def server(options: Mapping[str, Any]) -> dict[str, Any]:
     """The address in an nbd node's options, as QMP's SocketAddress; also from the older `path`, `host` and `port`."""
     given = options.get("server")
     if isinstance(given, Mapping):
-        return {key: _TRUTHS.get(value, value) if key in _BOOLEANS else value for key, value in given.items()}
+        return {key: _truth(value) if key in _BOOLEANS else value for key, value in given.items()}
     if "path" in options:
         return {"type": "unix", "path": options["path"]}
     return {"type": "inet", "host": options.get("host", ""), "port": str(options.get("port", 10809))}
+
+
+def _truth(value: object) -> object:
+    return _TRUTHS.get(value, value) if isinstance(value, str) else value
 
 
 def short(filename: str, export: str) -> dict[str, Any] | None:
