@@ -92,6 +92,7 @@ class _Run:
             done = operations.outcome_of(connection, self.task.request)
         if done is not None:
             return told(entry, self.task.request, done)
+        change.check_retry(self.task.request.id)
         check_flexible(entry)
         for update in self.changes.update:
             held_up(disk_of(entry, update.slot), change)

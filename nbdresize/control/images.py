@@ -118,6 +118,9 @@ def delete_image(site: Site, name: str, *, operation: str | None = None) -> None
     with changing_image(site, name):
         if not visible and not any(each.name == name for each in images(site)):
             return  # an earlier deletion, or an addition, that was killed: completed just now
+        with site.ledger.reading() as connection:
+            if operations.outcome_of(connection, request) is not None:
+                return  # by an earlier run of this operation, which has ended just now
         found = image(site, name)
         with site.ledger.deciding() as connection:
             intent = _promise_deletion(connection, request, found)

@@ -18,7 +18,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.control import admin_client, names, schema
 from nbdresize.control.ledger import Ledger
 from nbdresize.control.model import OperationState, Progress, Stage
-from nbdresize.errors import InvalidArgument, NbdresizeError, OperationCancelled
+from nbdresize.errors import InvalidArgument, NbdresizeError, OperationCancelled, ResourceInUse
 
 REMEMBERED_SECONDS = 7 * 24 * 3600
 """How long a finished operation is known, so that its retry changes nothing."""
@@ -129,9 +129,20 @@ def outcome_of(connection: sql.Connection, request: Request) -> dict[str, Any] |
 
 
 def begin(connection: sql.Connection, request: Request) -> None:
-    """An operation runs from now on, in this process; also one that has failed before. Forgets those of long ago."""
+    """An operation runs from now on, in this process; also one that has failed before. Forgets those of long ago.
+
+    Raises InvalidArgument where its id has come with other arguments since it was last looked at, and ResourceInUse
+    where the same one has been done meanwhile, or is still to be undone.
+    """
     table, now = schema.operations, time.time()
     _forget_old(connection, now)
+    if outcome_of(connection, request) is not None:
+        raise ResourceInUse(f"Operation {request.id} was done just now by another command", "ask again for its outcome")
+    if connection.scalar(sql.select(schema.intents.c.id).where(schema.intents.c.operation == request.id)) is not None:
+        raise ResourceInUse(
+            f"Operation {request.id} was begun before, and is still to be undone",
+            "try again when that is done; nbdresize check says what is in the way",
+        )
     connection.execute(sql.delete(table).where(table.c.operation == request.id))
     values = {
         "operation": request.id,

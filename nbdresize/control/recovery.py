@@ -55,6 +55,15 @@ class Change:
         """Why an earlier creation or deletion of the VM itself could not be completed."""
         return next((error for intent, error in self.unfinished.items() if intent.kind in WHOLE_VM), None)
 
+    def check_retry(self, operation: str) -> None:
+        """Raises why an earlier run of that operation could be neither finished nor undone, where there is one."""
+        for intent, failure in self.unfinished.items():
+            if intent.operation == operation:
+                raise type(failure)(
+                    f"Operation {operation} was begun before, and could not be completed: {failure.problem}",
+                    failure.way_out,
+                )
+
 
 @contextmanager
 def changing(site: Site, vm: str, wait: float = WAIT, wanted: Callable[[], bool] = lambda: True) -> Iterator[Change]:

@@ -70,6 +70,7 @@ class _Rollback:
             done = operations.outcome_of(connection, self.task.request)
         if done is not None:
             return told(entry, self.task.request, done)
+        change.check_retry(self.task.request.id)
         with self.task.stage("ledger"), self.site.ledger.reading() as connection:
             entry, snapshot = self._decide(connection)
         ids = {each.disk_id for each in snapshot.disks}

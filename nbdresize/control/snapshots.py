@@ -53,6 +53,7 @@ def create_snapshot(
             whole = snapshot_records.read_whole_snapshots(connection, entry.vm.id, vm)
         if done is not None:
             return _made_before(earlier, done["snapshot_id"])
+        change.check_retry(request.id)
         _check(entry, earlier, name, change)
         with task.stage("measure"):
             wanted = _wanted(site, entry, whole)

@@ -75,6 +75,7 @@ def create_vm(
             entry = records.read_vm(connection, new.name)
         if done is not None:
             return _made_before(entry, new.name, done["vm_id"])
+        change.check_retry(request.id)
         if entry is not None:
             raise name_taken(new.name, change)
         image = held.enter_context(used(site, new.image))
@@ -157,6 +158,8 @@ def delete_vm(site: Site, name: str, *, operation: str | None = None) -> None:
         raise no_such_vm(name)
     with changing(site, name) as change, ExitStack() as fences:
         with site.ledger.reading() as connection:
+            if operations.outcome_of(connection, request) is not None:
+                return  # by an earlier run of this operation, which has ended just now
             found = records.read_vm(connection, name)
         if found is None and not known.visible:
             return  # an earlier deletion, or a creation, that was killed: completed just now

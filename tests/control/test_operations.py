@@ -3,14 +3,16 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from typing import cast
 
 import pytest
 import sqlalchemy as sql
 
 from nbdresize.config import StateDirectory
+from nbdresize.control import locks
 from nbdresize.control.control import Control
 from nbdresize.control.ledger import Ledger
-from nbdresize.control.model import Cause, ClientResize, ResizeOptions
+from nbdresize.control.model import Cause, ClientResize, DiskSource, ResizeOptions
 from nbdresize.errors import (
     InsufficientSpace,
     InvalidArgument,
@@ -19,9 +21,11 @@ from nbdresize.errors import (
     NotAuthorized,
     ResourceInUse,
     ResourceNotFound,
+    VolumeFailed,
 )
 from nbdresize.units import GRANULARITY, MAX_SIZE, REMAINING, SizeRequest
 from tests.control.consistency import problems
+from tests.control.faulty import failing
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -298,6 +302,85 @@ def test_the_id_of_another_request_is_refused(web1: Control, other: Callable[[Co
     with pytest.raises(InvalidArgument, match="another request"):
         other(web1)
     assert web1.vms() == before
+
+
+def just_before(of: str, other: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Have `other` happen once before the next transaction of a ledger of that method: reading or deciding."""
+    real = getattr(Ledger, of)
+
+    def first_the_other(ledger: Ledger) -> AbstractContextManager[sql.Connection]:
+        patch.undo()
+        other()
+        return cast(AbstractContextManager[sql.Connection], real(ledger))
+
+    patch.setattr(Ledger, of, first_the_other)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda control: control.resize_disk("web1", "disk0", more(GIB), operation="one"),
+        lambda control: control.add_disk("web1", exact(GIB), operation="one"),
+        lambda control: control.resize_disk("web1", "disk0", exact(20 * GIB), operation="one"),
+        lambda control: control.create_snapshot("web1", "new", operation="one"),
+        lambda control: control.rollback("web1", "old", operation="one"),
+        lambda control: control.delete_image("image", operation="one"),
+        lambda control: control.delete_vm("web1", operation="one"),
+    ],
+)
+def test_an_id_that_came_with_another_request_meanwhile_is_refused(
+    web1: Control, state: StateDirectory, monkeypatch: pytest.MonkeyPatch, attempt: Callable[[Control], object]
+) -> None:
+    web1.create_snapshot("web1", "old")
+    web1.add_image("image", DiskSource("web1", "disk0"))
+    web1.create_vm("web2", GIB)
+    before = web1.vm("web1"), web1.snapshots("web1"), web1.images()
+    just_before("deciding", lambda: web1.add_disk("web2", exact(MIB), operation="one"), monkeypatch)
+    with pytest.raises(InvalidArgument, match="another request"):
+        attempt(web1)
+    assert (web1.vm("web1"), web1.snapshots("web1"), web1.images()) == before
+    assert web1.add_disk("web2", exact(MIB), operation="one").name == "disk0"
+    assert web1.operation("one").subject == "web2"
+    assert problems(state) == []
+
+
+def test_a_retry_of_what_can_be_neither_done_nor_undone_says_why(web1: Control, state: StateDirectory) -> None:
+    with failing("create", "delete"), pytest.raises(VolumeFailed):
+        web1.add_disk("web1", exact(GIB), operation="one")
+    with failing("delete"):
+        with pytest.raises(VolumeFailed, match=r"Operation one was begun before, .*delete web1-disk1.* failed"):
+            web1.add_disk("web1", exact(GIB), operation="one")
+        with pytest.raises(InvalidArgument, match="another request"):
+            web1.add_disk("web1", exact(MIB), operation="one")
+    assert web1.add_disk("web1", exact(GIB), operation="one").name == "disk1"
+    assert problems(state) == []
+
+
+@pytest.mark.parametrize("what", ["vm", "image"])
+def test_a_retry_that_waited_for_the_first_run_of_a_deletion_is_done(
+    web1: Control, state: StateDirectory, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It has looked whether it was done already, and then had to wait for the lock."""
+    web1.add_image("image", DiskSource("web1", "disk0"))
+    lock = getattr(locks, f"lock_{what}")
+
+    def delete() -> None:
+        if what == "vm":
+            web1.delete_vm("web1", operation="one")
+        else:
+            web1.delete_image("image", operation="one")
+
+    def locked(*arguments: object, **named: object) -> object:
+        monkeypatch.undo()
+        delete()
+        return lock(*arguments, **named)
+
+    monkeypatch.setattr(locks, f"lock_{what}", locked)
+    delete()
+    assert len(web1.vms()) + len(web1.images()) == 1
+    with pytest.raises(ResourceNotFound):
+        web1.delete_vm("web1") if what == "vm" else web1.delete_image("image")
+    assert problems(state) == []
 
 
 def test_how_long_to_wait_is_no_part_of_what_was_asked(web1: Control) -> None:
