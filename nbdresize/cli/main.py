@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nbdresize.cli import failures, output
+from nbdresize.cli.loading import loading
 from nbdresize.errors import EXIT_INTERRUPTED, NbdresizeError
 
 EXIT_PIPE_CLOSED = 128 + 13
@@ -33,13 +34,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], *, as_json: bool) -> int:
     """`run` but for what ends it from outside: Ctrl-C, and an output that nobody takes."""
-    import typer
+    with loading():
+        import typer
 
-    from nbdresize.cli.app import PROGRAM, build
+        from nbdresize.cli.app import PROGRAM, build
 
+        app = build()
     misuse = typer.BadParameter.__mro__[2]  # click's base of all errors in arguments, wherever typer keeps click
     try:
-        result = build()(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        result = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except NbdresizeError as error:
         return failures.failed(error, as_json=as_json)
     except failures.Misuse as error:

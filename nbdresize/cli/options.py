@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from nbdresize.cli.loading import loading
 from nbdresize.config import ROOT_VARIABLE
 from nbdresize.errors import NbdresizeError
 from nbdresize.units import SizeRequest, parse_size_request
@@ -171,8 +172,10 @@ def control(root: Path | None = None, *, create: bool = False) -> "Iterator[Cont
 
     Imported here: the ledger's library takes longer to load than most commands take to run.
     """
-    from nbdresize.config import state_directory
-    from nbdresize.control.control import Control
+    with loading():
+        from nbdresize.config import state_directory
+        from nbdresize.control.control import Control
 
-    with Control.open(state_directory(root), create=create) as opened:
+        control = Control.open(state_directory(root), create=create)
+    with control as opened:
         yield opened
