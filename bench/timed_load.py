@@ -154,7 +154,7 @@ class Load:
         kept = owed = place = 0
         free = list(range(kind.depth))
         while True:
-            if not stop.is_set():
+            if not stop.is_set() or not latencies:  # at least once
                 self._send(free)
                 free.clear()
             elif len(free) == kind.depth:
