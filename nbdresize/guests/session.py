@@ -1,7 +1,10 @@
 """A guest's QEMU that listens to us: for all that is to be told it at once, within one time."""
 
+import fcntl
+import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +25,7 @@ from nbdresize.units import format_size
 
 NOT_USED = "not in use there"
 
+_PAUSE = 0.02
 _LEAST = 0.05
 """Seconds for a step, however late it is; times are shown to people, so they are rounded."""
 
@@ -69,7 +73,7 @@ class _Timed(Monitor):
 
 
 class Session:
-    """The QEMU of a VM. Until it is closed, nobody else can talk to that: what is read from the ledger is the newest
+    """The QEMU of a VM. Until it is closed, nobody else tells that anything: what is read from the ledger is the newest
     that it is told.
     """
 
@@ -85,17 +89,26 @@ class Session:
             raise NoSession(too_late(deadline, "before its QEMU was reached")) from None
         except NbdresizeError as error:
             raise NoSession(error) from error
+        self._alone = ExitStack()
         try:
+            self._alone.enter_context(_alone_with(self._monitor.pid, deadline))
             self._servers = serving_uris(control.state, min(TIME_LIMIT, deadline.remaining()))
         except TimeoutError:
-            self._monitor.close()
+            self._close()
             raise NoSession(too_late(deadline, "before its disks were looked for")) from None
+        except NbdresizeError as error:
+            self._close()
+            raise NoSession(error) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._monitor.close()
+        self._alone.close()
 
     @property
     def version(self) -> str:
@@ -136,6 +149,35 @@ class Session:
             return False
         others = [each.export_name for each in self._all if each.id != disk.id]
         return not _mentioned(disk.export_name, nodes) and any(_mentioned(other, nodes) for other in others)
+
+
+@contextmanager
+def _alone_with(pid: int | None, deadline: Deadline) -> Iterator[None]:
+    """Inside, no other command tells this QEMU anything, through another QMP socket: it would tidy up our nodes.
+
+    A QEMU that can't be seen from here is not locked. Raises PeerFailed where the other takes too long.
+    """
+    try:
+        process = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(process, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                try:
+                    time.sleep(min(_PAUSE, deadline.remaining()))
+                except TimeoutError:
+                    raise PeerFailed(
+                        f"Another command was telling QEMU (process {pid}) something for {deadline.seconds:g} s",
+                        "wait for its end",
+                    ) from None
+        yield
+    finally:
+        os.close(process)
 
 
 def too_late(deadline: Deadline, where: str) -> PeerFailed:

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from nbdresize.client.deadline import Deadline
 from nbdresize.control.control import Control
 from nbdresize.control.model import Guest, ResizeOptions
 from nbdresize.errors import InvalidArgument, PeerFailed, ResourceInUse, ResourceNotFound
 from nbdresize.guests import following
 from nbdresize.guests.qemu.monitor import Monitor
-from nbdresize.guests.session import NoSession
+from nbdresize.guests.session import NoSession, Session
 from nbdresize.units import SizeRequest
 from tests.guests.machine import Machine
 from tests.guests.site import SIZE, Site, nbd, raw, serving, virtio_blk
@@ -285,6 +286,29 @@ def test_an_attachment_that_has_ended_is_not_repeated(site: Site, control: Contr
         ResourceNotFound, match=r"Operation a1 has attached the guest of VM .* already, and it was detached"
     ):
         following.attach(control, vm, machine.qmp, None, timeout=SECONDS, operation="a1")
+
+
+def test_two_commands_through_two_sockets_do_not_meet_in_one_qemu(
+    site: Site, control: Control, vm: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.qmp"
+    with Machine(
+        *nbd(site.unix, f"{vm}/disk0"),
+        *raw(),
+        *virtio_blk("f0"),
+        "-qmp",
+        f"unix:{other},server=on,wait=off",
+        directory=tmp_path,
+    ) as machine:
+        attached(control, vm, machine.qmp)
+        resize(control, vm, 2 * SIZE)
+        with Session(control, vm, other, Deadline(SECONDS)):
+            (told,) = following.tell(control, vm, ["disk0"], timeout=0.3)
+            assert isinstance(told.error, PeerFailed)
+            assert f"Another command was telling QEMU (process {machine.pid})" in told.error.problem
+            assert len(machine.nodes()) == 2
+        (told,) = following.sync(control, vm, None, timeout=SECONDS)
+        assert not told.pending
 
 
 def test_a_vm_that_was_deleted_meanwhile_is_told_nothing(

@@ -410,6 +410,26 @@ def test_a_device_that_is_unplugged_meanwhile_is_gone(
                 assert failed.value.problem == f"The device of {vm}/disk0 is gone"
 
 
+def test_a_legacy_drive_that_goes_with_its_device_is_gone(
+    native: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = native.make_vm()
+    execute = Monitor.execute
+
+    def unplugging(monitor: Monitor, command: str, *given: Any) -> Any:
+        answer = execute(monitor, command, *given)
+        if command == "block_resize":
+            execute(monitor, "device_del", {"id": "d0"})
+            until(lambda: not execute(monitor, "query-named-block-nodes"), what="the nodes to go")
+        return answer
+
+    drive = f"file=nbd+unix:///{vm}/disk0?socket={native.server.socket},if=none,id=old,format=raw"
+    with Machine("-drive", drive, *virtio_scsi("old"), directory=tmp_path) as machine:
+        monkeypatch.setattr(Monitor, "execute", unplugging)
+        with pytest.raises(PeerFailed, match=f"The device of {vm}/disk0 is gone"), machine.monitor() as monitor:
+            grow_disk(monitor, native.news(vm))
+
+
 def test_a_smaller_size_is_refused(site: Site, tmp_path: Path) -> None:
     vm = site.make_vm()
     news = site.news(vm)
