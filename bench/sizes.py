@@ -54,7 +54,7 @@ class _Curves:
 
 
 def names(options: Options) -> list[str]:
-    return [_name(size) for size in _wanted(options)]
+    return [_name(size, server) for size, server in _wanted(options)]
 
 
 def run(options: Options, section: Section, tell: Callable[[str], None]) -> None:
@@ -64,11 +64,10 @@ def run(options: Options, section: Section, tell: Callable[[str], None]) -> None
         return
     curves = _Curves(section)
     with placed(Medium.TMPFS, options.directory) as directory:
-        for size in wanted:
-            for name in SERVERS:
-                with tempfile.TemporaryDirectory(dir=directory) as own:
-                    told = _measure(name, SIZES[size], Path(own), options, curves, section)
-                tell(f"{_name(size)}: {name}: {told}")
+        for size, server in wanted:
+            with tempfile.TemporaryDirectory(dir=directory) as own:
+                told = _measure(server, SIZES[size], Path(own), options, curves, section)
+            tell(f"{_name(size, server)}: {told}")
     section.figures.extend(
         _growth(curve, server)
         for curve in (curves.opening, curves.growing)
@@ -159,9 +158,14 @@ def _growth(curve: Curve, server: str) -> Figure:
     )
 
 
-def _wanted(options: Options) -> Sequence[str]:
-    return [size for size in SIZES if options.wants(_name(size), quick=size in QUICK)]
+def _wanted(options: Options) -> Sequence[tuple[str, str]]:
+    return [
+        (size, server)
+        for size in SIZES
+        for server in SERVERS
+        if options.wants(_name(size, server), quick=size in QUICK)
+    ]
 
 
-def _name(size: str) -> str:
-    return f"disk of {size}"
+def _name(size: str, server: str) -> str:
+    return f"disk of {size}, {server}"

@@ -92,7 +92,7 @@ def test_descriptors_are_as_many_as_before(tmp_path: Path) -> None:
 
 def test_a_full_run_has_every_point(tmp_path: Path) -> None:
     full, quick = (scale.names(Options(tmp_path, full=full)) for full in (True, False))
-    assert len(full) == len(busy.CONNECTIONS) + len(idle.CONNECTIONS) + len(sizes.SIZES)
+    assert len(full) == len(busy.CONNECTIONS) + len(idle.CONNECTIONS) + len(sizes.SIZES) * len(sizes.SERVERS)
     assert set(quick) < set(full)
     assert "64 busy connections" in full and "1,000 idle connections" in full
 
