@@ -1,7 +1,6 @@
 """Latencies, however many, in bounded memory: counted in buckets, each 0.4 % wide."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 
 from nbdresize.loads.model import Latency
@@ -14,15 +13,18 @@ _SHORTEST = 1e-9
 class Latencies:
     """Of some requests; those of several connections are added up."""
 
-    buckets: Counter[int] = field(default_factory=Counter)
+    buckets: dict[int, int] = field(default_factory=dict)
     slowest: float = 0.0
 
     def add(self, seconds: float) -> None:
-        self.buckets[int(math.log(max(seconds, _SHORTEST)) * _PER_FACTOR_OF_E)] += 1
-        self.slowest = max(self.slowest, seconds)
+        if seconds > self.slowest:
+            self.slowest = seconds
+        bucket = int(math.log(seconds if seconds > _SHORTEST else _SHORTEST) * _PER_FACTOR_OF_E)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
 
     def merge(self, others: "Latencies") -> None:
-        self.buckets.update(others.buckets)
+        for bucket, count in others.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
         self.slowest = max(self.slowest, others.slowest)
 
     def summary(self) -> Latency | None:
@@ -33,7 +35,7 @@ class Latencies:
 
     def _percentile(self, share: float) -> float:
         """The latency that this share of the requests did not exceed."""
-        wanted = share * self.buckets.total()
+        wanted = share * sum(self.buckets.values())
         for bucket in sorted(self.buckets):
             wanted -= self.buckets[bucket]
             if wanted <= 0:

@@ -128,7 +128,10 @@ class Pipeline:
         if len(outstanding) != left:
             raise unknown(max(cookies))
         watched = self._watched
-        if not watched.keys().isdisjoint(cookies):
+        if self._watched_of == 1:
+            for cookie in cookies:
+                self._latencies.add(now - watched.pop(cookie))
+        elif not watched.keys().isdisjoint(cookies):
             for cookie in watched.keys() & cookies:
                 self._latencies.add(now - watched.pop(cookie))
         return done
@@ -145,10 +148,12 @@ class Pipeline:
                 behind = first + 1
                 numbers = range(first, behind)
             self._outstanding.update(numbers)
+            parts = self._table.parts(first, behind)
             watched_of = self._watched_of
+            now = time.monotonic()  # not that of the last reply: what was done since is no latency of the server's
             for number in range(-(-first // watched_of) * watched_of, behind, watched_of):
-                self._watched[number] = self._now
-            self._channel.send(self._table.parts(first, behind))
+                self._watched[number] = now
+            self._channel.send(parts)
             self._position = behind if behind < length else 0
             count -= behind - first
 

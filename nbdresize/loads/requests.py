@@ -64,6 +64,8 @@ class RequestTable:
         """What to send for the requests from `first` up to `behind`, without it; at least one."""
         count = behind - first
         headers = self._packed[_HEADER * first : _HEADER * behind]
+        if self.load.operation is Operation.READ:
+            return (headers,)
         reads = self._reads[first:behind]
         reading = sum(reads)
         if reading == count:

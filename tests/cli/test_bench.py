@@ -156,8 +156,11 @@ def test_no_server_no_export_no_uri_and_no_program(nbdresize: Command, uri: str,
     nbdresize("bench", "--uri", uri.replace(":///", ":///nothing")).failed(5, "ResourceNotFound")
     nbdresize("bench", "--uri", "http://localhost").failed(3, "InvalidArgument")
     assert "--uri" in nbdresize("bench").failed(2, "UsageError")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "env").symlink_to("/usr/bin/env")  # what the command itself is started by
     for engine in ("fio", "nbdcopy"):
-        line = nbdresize("bench", "--uri", uri, "--engine", engine, PATH="/nowhere").failed(12, "ProgramMissing")
+        line = nbdresize("bench", "--uri", uri, "--engine", engine, PATH=str(programs)).failed(12, "ProgramMissing")
         assert "apt-get install" in line
 
 
@@ -188,7 +191,7 @@ def test_ctrl_c_ends_it_and_all_that_it_started(nbdresize: Command, uri: str, tm
             process = nbdresize.start("bench", "--uri", uri, "--engine", mode, *options)
         try:
             if mode == "verify":
-                until(lambda: len(silent._clients) == 3, what="all connections")
+                until(lambda: len(silent._clients) == 4, what="all connections")
                 started = []
             else:
                 started = until(lambda: children(process.pid), what="the load's process")
