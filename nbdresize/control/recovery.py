@@ -1,9 +1,9 @@
 """Doing and undoing changes of volumes; so also unfinished changes of killed processes, with nobody repairing by hand.
 
 A change that makes something new is undone; one that only grows disks, and one that is committed, is finished. A grow
-that can't be finished (the pool is full) is undone. Whatever fails here stays open, its reservation stands, and the
-next operation on the VM tries again; so does a resize whose volume is gone, since its file system may be mounted
-again. Deleting the disk ends it.
+that can't be finished (the pool is full), or not soon, is undone. Whatever fails here stays open, its reservation
+stands, and the next operation on the VM tries again; so does a resize whose volume is gone, since its file system may
+be mounted again. Deleting the disk ends it.
 """
 
 import os
@@ -38,6 +38,9 @@ DELETIONS = frozenset({Kind.DELETE_SNAPSHOT, Kind.DELETE_VM, Kind.DELETE_IMAGE})
 
 WAIT = 10.0
 """Seconds to wait for another change of the same VM to end."""
+
+PATIENCE = 2.0
+"""Seconds for which a grow whose process was killed is finished; one that takes longer is undone."""
 
 _OF_IMAGES = frozenset({Kind.ADD_IMAGE, Kind.DELETE_IMAGE})
 _OF_VMS = frozenset(Kind) - _OF_IMAGES
@@ -169,12 +172,18 @@ def recover_vm(site: Site, vm: str) -> dict[Intent, NbdresizeError]:
 
 
 def complete(site: Site, entry: Entry | None, intent: Intent) -> None:
-    """Finish or undo a change whose process was killed, or which failed."""
+    """Finish or undo a change whose process was killed, or which failed.
+
+    A grow is finished as long as that is a matter of seconds: whoever comes next has asked for something else, shows no
+    progress of this, and can't cancel it. Where space is reserved by writing zeroes, it may take hours, and is undone.
+    """
     if intent.committed:
         finish(site, entry, intent)
     elif intent.forwards:
         try:
-            grow(site, entry, intent)
+            grow(site, entry, intent, _within(PATIENCE))
+        except _TooLong:
+            undo(site, entry, intent, None)
         except NbdresizeError as error:
             undo(site, entry, intent, error)
         else:
@@ -183,6 +192,21 @@ def complete(site: Site, entry: Entry | None, intent: Intent) -> None:
                 intents.close(connection, intent)
     else:
         undo(site, entry, intent, None)
+
+
+class _TooLong(Exception):
+    """What is left to do takes too long for somebody who does not know of it."""
+
+
+def _within(seconds: float) -> Callable[[int, int], None]:
+    """Progress that ends what takes longer."""
+    deadline = time.monotonic() + seconds
+
+    def report(done: int, total: int) -> None:
+        if done < total and time.monotonic() >= deadline:
+            raise _TooLong
+
+    return report
 
 
 def grow(

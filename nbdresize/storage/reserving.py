@@ -40,7 +40,7 @@ def reserve(fd: int, path: Path, start: int, end: int, progress: Progress = no_p
         return
     with _failing(path, end - start):
         _check_length(fd, end)
-        _check_room(fd, path, end - start)
+        _check_room(fd, path, start, end)
     for offset in range(start, end, _STEP):
         for done in _back(fd, path, offset, min(offset + _STEP, end)):
             progress(done - start, end - start)
@@ -98,9 +98,13 @@ def _check_length(fd: int, end: int) -> None:
             raise
 
 
-def _check_room(fd: int, path: Path, size: int) -> None:
-    """Refuse at once what could only fill the file system first. Those without a limit (ramfs) say 0 of 0."""
+def _check_room(fd: int, path: Path, start: int, end: int) -> None:
+    """Refuse at once what could only fill the file system first. Those without a limit (ramfs) say 0 of 0.
+
+    What the file has beyond its first `start` bytes was reserved by an earlier try, and is not needed again.
+    """
     capacity = capacity_of(fd)
+    size = end - max(start, min(end, os.fstat(fd).st_blocks * 512))
     if capacity.total and size > capacity.available:
         free = format_size(capacity.available)
         raise InsufficientSpace(

@@ -1,5 +1,6 @@
 """Changes that were left unfinished: whose they are, and what becomes of them when they can't be completed."""
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbdresize.config import StateDirectory
+from nbdresize.control import recovery
 from nbdresize.control.control import Control
 from nbdresize.control.locks import lock_vm
 from nbdresize.control.model import Disk, OperationState, ResizeOptions
@@ -22,6 +24,7 @@ from nbdresize.errors import (
     StateUnusable,
     VolumeFailed,
 )
+from nbdresize.storage import file, syscalls
 from nbdresize.storage.file import FilePool, FileVolume
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
@@ -293,6 +296,51 @@ def test_a_grow_that_the_pool_does_not_hold_gives_its_reservation_back(on_ext4: 
         assert control.vm("vm").used == 500 * MIB
     with Control.open(on_ext4) as control:
         assert control.vm("vm").used == MIB
+    assert problems(on_ext4) == []
+
+
+def test_a_killed_grow_has_the_room_that_it_has_reserved_already(on_ext4: StateDirectory) -> None:
+    with Control.open(on_ext4) as control:
+        control.create_vm("vm", 1000 * MIB, [SizeRequest(exact=MIB)], preallocate=True)
+        half = control.pool().available // 2
+        size = SizeRequest(exact=(half + 8 * MIB) // MIB * MIB)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file, "set_size", killed)
+            patch.setattr(os, "ftruncate", killed)
+            with pytest.raises(Killed):
+                control.resize_disk("vm", "disk0", size)
+        assert control.pool().available < half
+    with Control.open(on_ext4) as control:
+        assert control.disk("vm", "disk0").size == size.exact
+    assert problems(on_ext4) == []
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
+def not_supported(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_a_killed_grow_that_would_take_long_is_undone(on_ext4: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where space is reserved by writing zeroes, whoever comes next does not wait for terabytes of them."""
+    with Control.open(on_ext4) as control:
+        control.create_vm("vm", 1000 * MIB, [SizeRequest(exact=MIB)], preallocate=True)
+        die_in(FileVolume, "grow", lambda: control.resize_disk("vm", "disk0", BIGGER, operation="one"))
+    monkeypatch.setattr(syscalls, "allocate", not_supported)
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "PATIENCE", 0.0)
+        with Control.open(on_ext4) as control:
+            assert (control.disk("vm", "disk0").size, control.vm("vm").used) == (MIB, MIB)
+            assert control.operation("one").error == "its process was killed"
+    assert problems(on_ext4) == []
+    with Control.open(on_ext4) as control:
+        assert control.resize_disk("vm", "disk0", BIGGER, operation="one").size == 4 * MIB
+        die_in(FileVolume, "grow", lambda: control.resize_disk("vm", "disk0", SizeRequest(exact=6 * MIB)))
+    monkeypatch.setattr(recovery, "PATIENCE", 600.0)
+    with Control.open(on_ext4) as control:
+        assert control.disk("vm", "disk0").size == 6 * MIB
     assert problems(on_ext4) == []
 
 
