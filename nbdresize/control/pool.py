@@ -1,5 +1,6 @@
 """The pool of a site: what it holds, what is promised of it, and how far it may be promised more than once."""
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,6 +18,8 @@ _CAPACITY = "pool_capacity"
 _OVERCOMMIT = "pool_overcommit"
 _UNLIMITED = "unlimited"
 _LARGEST_RATIO = 10**6
+_RATIO = re.compile(r"[0-9]{1,10}(\.[0-9]{1,10})?(/[0-9]{1,10})?")
+"""Of what Fraction takes, only this: it would write out 1e999999999."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def parse_overcommit(text: str) -> Fraction | None:
     if text.strip().lower() == _UNLIMITED:
         return None
     try:
-        ratio = Fraction(text.strip()) if len(text) <= 20 else Fraction(0)
+        ratio = Fraction(text.strip()) if _RATIO.fullmatch(text.strip()) else Fraction(0)
     except (ValueError, ZeroDivisionError):
         ratio = Fraction(0)
     if not Fraction(1, 100) <= ratio <= _LARGEST_RATIO:

@@ -1,5 +1,7 @@
 """The pool of a site: what it may promise, and who is refused."""
 
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -89,17 +91,26 @@ def test_a_pool_whose_file_system_knows_no_size_has_no_limit(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "ratio"), [("1", 1), (" 1.5 ", Fraction(3, 2)), ("0.5", Fraction(1, 2)), ("1000", 1000)]
+    ("text", "ratio"),
+    [("1", 1), (" 1.5 ", Fraction(3, 2)), ("0.5", Fraction(1, 2)), ("1000", 1000), ("4/3", Fraction(4, 3))],
 )
 def test_a_ratio_is_a_number(text: str, ratio: Fraction) -> None:
     assert parse_overcommit(text) == ratio
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "0.001", "nan", "inf", "1e99", "1/0", "many", "9" * 50, "\x1b"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "0.001", "nan", "inf", "1e99", "1e3", "1/0", "many", "9" * 50, "\x1b"])
 def test_what_is_no_ratio_is_refused(control: Control, text: str) -> None:
     with pytest.raises(InvalidArgument, match="is no ratio"):
         control.update_pool(overcommit=text, capacity=GIB)
     assert control.pool().capacity != GIB
+
+
+def test_a_ratio_of_a_thousand_million_digits_is_never_written_out() -> None:
+    """In a process of its own, which may take neither the memory nor the time that this would."""
+    script = "from nbdresize.control.pool import parse_overcommit; parse_overcommit('1e999999999')"
+    limited = ["prlimit", "--as=1000000000", "--cpu=20", sys.executable, "-c", script]
+    done = subprocess.run(limited, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
+    assert "InvalidArgument: '1e999999999' is no ratio" in done.stderr
 
 
 def test_a_capacity_is_a_size(control: Control) -> None:
