@@ -1,5 +1,6 @@
 """What an image can be made from: a raw file or block device, a disk of a VM, a disk of a snapshot."""
 
+import errno
 import os
 import shlex
 import stat
@@ -11,9 +12,10 @@ from pathlib import Path
 from nbdresize.control import names, snapshot_records
 from nbdresize.control.disks import checked_volume
 from nbdresize.control.freeze import Instant, InstantLost, instant
-from nbdresize.control.model import VM, Disk, DiskSource, SnapshotDisk
+from nbdresize.control.model import VM, Disk, DiskSource
 from nbdresize.control.recovery import changing, held_up
 from nbdresize.control.site import Site, disk_of
+from nbdresize.control.snapshots import checked_snapshot, snapshot_named
 from nbdresize.errors import InvalidArgument, ResourceInUse, ResourceNotFound
 from nbdresize.storage.copying import open_source
 from nbdresize.storage.volume import Progress
@@ -124,7 +126,7 @@ def _at_once(now: Instant, disk: Disk, progress: Progress) -> Progress:
 
 
 def _of_file(path: Path) -> Origin:
-    if not path.exists():
+    if not _is_there(path):
         raise ResourceNotFound(f"There is no file {names.shown(str(path))}", "give the path of a raw disk image")
     with open_source(path) as handle:
         size = handle.size()
@@ -142,24 +144,27 @@ def _of_file(path: Path) -> Origin:
     return Origin(path.name, path, whole, space, whole)
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is anything; also where that can't be seen, so that opening it says what is in the way."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        return error.errno not in (errno.ENAMETOOLONG, errno.ELOOP)
+    return True
+
+
 def _of_snapshot(site: Site, vm: VM, snapshot: str, slot: int) -> Origin:
     names.check_name(snapshot, "a snapshot")
     with site.ledger.reading() as connection:
-        found = snapshot_records.read_snapshots(connection, vm.id, vm.name)
-    disks = next((each.disks for each in found if each.name == snapshot), None)
-    if disks is None:
-        raise ResourceNotFound(
-            f"VM {vm.name} has no snapshot {snapshot}", f"nbdresize snapshot list {vm.name} shows those there are"
-        )
-    disk = next((each for each in disks if each.slot == slot), None)
+        whole = snapshot_records.read_whole_snapshots(connection, vm.id, vm.name)
+    found = snapshot_named(whole, vm.name, snapshot)
+    disk = next((each for each in found.disks if each.slot == slot), None)
     if disk is None:
-        there = ", ".join(each.name for each in disks) or "no disks"
+        there = ", ".join(each.name for each in found.disks) or "no disks"
         raise ResourceNotFound(f"Snapshot {snapshot} of VM {vm.name} has no disk{slot}", f"it has {there}")
-    return _of_snapshot_disk(site, vm, snapshot, disk)
-
-
-def _of_snapshot_disk(site: Site, vm: VM, snapshot: str, disk: SnapshotDisk) -> Origin:
-    volume = site.pool.volume(disk.volume)
+    volume = checked_snapshot(site, found, disk)
     brought = vm.image_space if disk.image is not None else 0
     name = f"{vm.name}/{snapshot}/{disk.name}"
     return Origin(name, volume.path, disk.size, volume.allocated(), brought)

@@ -13,7 +13,7 @@ had, so that its snapshots are its own again.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sql
@@ -26,7 +26,7 @@ from nbdresize.control.model import ChangeOutcome, Disk, Snapshot, SnapshotDisk
 from nbdresize.control.records import Action, Entry, Intent, Kind, Step
 from nbdresize.control.recovery import Change, changing, held_up
 from nbdresize.control.site import Site, visible
-from nbdresize.control.snapshots import check_allowed, snapshot_named
+from nbdresize.control.snapshots import check_allowed, checked_snapshot, snapshot_named
 from nbdresize.errors import ResourceInUse, VolumeFailed
 from nbdresize.units import format_size
 
@@ -78,7 +78,7 @@ class _Rollback:
             if disk.id in ids:
                 held_up(disk, change)
         for each in snapshot.disks:
-            _check_volume(self.site, snapshot, each)
+            checked_snapshot(self.site, snapshot, each)
         with ExitStack() as fences:
             for disk in _present(entry, snapshot):
                 fences.enter_context(fenced(self.site, disk, disconnect=self.disconnect))
@@ -164,7 +164,8 @@ class _Rollback:
         step = next(step for step in intent.steps if step.disk_id == disk.id)
         preallocate = each.preallocated
         if step.staged is not None:
-            preallocate = self.site.pool.volume(disk.volume).preallocated()
+            with suppress(VolumeFailed):  # it may be lost, and to be replaced for that very reason
+                preallocate = self.site.pool.volume(disk.volume).preallocated()
         self.site.pool.copy(
             self.site.pool.volume(each.volume).path,
             step.staged or disk.volume,
@@ -188,14 +189,3 @@ def _check_slots(entry: Entry, snapshot: Snapshot) -> None:
                 f"{other.export_name} is another disk than that of snapshot {snapshot.name}, which was deleted",
                 f"delete it first (nbdresize disk delete {entry.vm.name} {other.name}), to have that one back",
             )
-
-
-def _check_volume(site: Site, snapshot: Snapshot, disk: SnapshotDisk) -> None:
-    """Raises VolumeFailed, naming it, where the snapshot's volume is not as long as the ledger says, or is gone."""
-    volume = site.pool.volume(disk.volume)
-    size = volume.size()
-    if size != disk.size:
-        raise VolumeFailed(
-            f"{disk.name} of snapshot {snapshot.name}, {volume.path}, has {size} bytes instead of {disk.size}",
-            "somebody else changed it; delete the snapshot",
-        )

@@ -26,6 +26,7 @@ from nbdresize.control.site import Site, visible
 from nbdresize.control.snapshot_copies import Taken, take_copies
 from nbdresize.control.snapshot_room import check_snapshot, check_snapshot_count
 from nbdresize.errors import NotAuthorized, ResourceInUse, ResourceNotFound, VolumeFailed
+from nbdresize.storage.volume import Volume
 
 _MEASURINGS = 3
 _EXTENTS_AT_ONCE = 256
@@ -135,6 +136,18 @@ def snapshot_named(found: Sequence[Snapshot], vm: str, name: str) -> Snapshot:
         more = "the last ones are " if len(found) > 5 else "it has "
         raise ResourceNotFound(f"VM {vm} has no snapshot {name}", f"{more}{there}" if found else "it has none")
     return snapshot
+
+
+def checked_snapshot(site: Site, snapshot: Snapshot, disk: SnapshotDisk) -> Volume:
+    """The volume of one of its disks. Raises VolumeFailed where it is not as long as the ledger says, or is gone."""
+    volume = site.pool.volume(disk.volume)
+    size = volume.size()
+    if size != disk.size:
+        raise VolumeFailed(
+            f"{disk.name} of snapshot {snapshot.name}, {volume.path}, has {size} bytes instead of {disk.size}",
+            "somebody else changed it; delete the snapshot",
+        )
+    return volume
 
 
 def check_allowed(entry: Entry) -> None:

@@ -1,5 +1,6 @@
 """Images: copied from files, devices, disks and snapshots; whole or not at all; and the disks made from them."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from nbdresize.errors import (
 from nbdresize.storage.file import FilePool
 from nbdresize.units import REMAINING, SizeRequest
 from tests.control.consistency import problems
+from tests.control.faulty import failing
 from tests.filesystems import loop_device, mounted
 from tests.peers import Serve
 
@@ -477,6 +479,49 @@ def test_a_disk_of_a_snapshot_is_as_it_was_then(control: Control, state: StateDi
     with pytest.raises(ResourceNotFound, match="has no disk1"):
         control.add_image("other", DiskSource("vm", "disk1", "before"))
     assert problems(state) == []
+
+
+def test_a_snapshot_that_is_not_whole_is_no_image(control: Control, state: StateDirectory) -> None:
+    """Neither one that somebody has damaged, nor one that is half made, or half deleted."""
+    control.create_vm("vm", GIB, [SizeRequest(exact=16 * MIB)])
+    made = control.create_snapshot("vm", "cut")
+    os.truncate(state.volumes / f"{made.disks[0].volume}.raw", MIB)
+    with pytest.raises(VolumeFailed, match=r"disk0 of snapshot cut, .* has 1048576 bytes instead of 16777216"):
+        control.add_image("image", DiskSource("vm", "disk0", "cut"))
+    with failing("copy", "delete"):
+        with pytest.raises(VolumeFailed):
+            control.create_snapshot("vm", "half")
+        with pytest.raises(ResourceNotFound, match="no snapshot half"):
+            control.add_image("image", DiskSource("vm", "disk0", "half"))
+        with pytest.raises(VolumeFailed):
+            control.delete_snapshot("vm", "cut")
+        with pytest.raises(ResourceNotFound, match="no snapshot cut"):
+            control.add_image("image", DiskSource("vm", "disk0", "cut"))
+    Control.open(state).close()
+    assert control.images() == []
+    assert problems(state) == []
+
+
+def test_a_path_that_can_not_be_one_is_not_found(control: Control, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (tmp_path / ("x" * 300), Path("/x" * 4000), loop, tmp_path / "nul\0", Path("/dev/null/x")):
+        with pytest.raises(ResourceNotFound, match="There is no file"):
+            control.add_image("image", path)
+
+
+def test_a_path_that_may_not_be_looked_at_says_so(control: Control, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below a directory of somebody else's."""
+    real = Path.stat
+
+    def forbidden(path: Path, **named: bool) -> os.stat_result:
+        if path == raw:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, **named)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    with pytest.raises(VolumeFailed, match="Permission denied"):
+        control.add_image("image", raw)
 
 
 @pytest.mark.slow

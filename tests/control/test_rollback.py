@@ -234,6 +234,20 @@ def test_a_snapshot_that_somebody_damaged_is_not_brought_back(
     assert contents(control) == before
 
 
+@pytest.mark.parametrize("preallocate", [False, True])
+def test_a_disk_whose_volume_is_lost_is_brought_back(control: Control, preallocate: bool) -> None:
+    vm = make_vm(control, SIZE, SIZE, preallocate=preallocate)
+    for disk in vm.disks:
+        write(control, disk, os.urandom(MIB), MIB)
+    before = contents(control)
+    control.create_snapshot("web1", "before")
+    path(control, vm.disks[1].volume).unlink()
+    control.rollback("web1", "before")
+    assert contents(control) == before
+    assert control._site.pool.volume(control.disk("web1", "disk1").volume).preallocated() is preallocate
+    assert leftovers(control.state) == []
+
+
 @pytest.mark.parametrize("deleted", [False, True])
 def test_cancelled_or_interrupted_it_changes_nothing(
     control: Control, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, deleted: bool

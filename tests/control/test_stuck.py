@@ -6,6 +6,7 @@ import pytest
 
 from nbdresize.config import StateDirectory
 from nbdresize.control import disks
+from nbdresize.control.catalog_records import account_of
 from nbdresize.control.control import Control
 from nbdresize.control.model import DiskChanges, DiskUpdate, OperationState
 from nbdresize.errors import InsufficientSpace, ResourceInUse, VolumeFailed
@@ -67,16 +68,21 @@ def test_a_disk_of_a_failed_move_is_deleted_and_the_other_undone_within_the_budg
 def test_a_disk_of_a_committed_move_is_deleted_and_the_other_finished_within_the_budget(
     control: Control, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[int] = []
     control.create_vm("vm", 30 * MIB, [mib(20), mib(10)])
     stick(control, update((0, 10), (1, 20)), "shrink")
     with failing("shrink"):
         assert (sizes(control), used(control)) == ({0: 10, 1: 20}, 30)
         with pytest.raises(ResourceInUse):
             control.change_disks("vm", INSTEAD)
+        delete = FilePool.delete
+
+        def look_and_delete(pool: FilePool, name: str) -> None:
+            seen.append(used(control))
+            delete(pool, name)
+
         with monkeypatch.context() as patch:
-            delete = FilePool.delete
-            patch.setattr(FilePool, "delete", lambda pool, name: (seen.append(used(control)), delete(pool, name)))
+            patch.setattr(FilePool, "delete", look_and_delete)
             control.delete_disk("vm", "disk1")
         assert seen == [30]
         assert (sizes(control), used(control)) == ({0: 10}, 20)
@@ -115,9 +121,8 @@ def test_a_promise_past_the_budget_is_refused_however_it_was_decided(
     control: Control, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control.create_vm("vm", 30 * MIB, [mib(10)])
-    account = disks.account_of
     with monkeypatch.context() as patch:
-        patch.setattr(disks, "account_of", lambda *which: replace(account(*which), budget=100 * MIB))
+        patch.setattr(disks, "account_of", lambda *which: replace(account_of(*which), budget=100 * MIB))
         with pytest.raises(InsufficientSpace, match="needs 50 MiB more"):
             control.resize_disk("vm", "disk0", mib(60))
     assert (sizes(control), used(control)) == ({0: 10}, 10)
