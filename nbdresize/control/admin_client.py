@@ -133,7 +133,10 @@ class Conversation:
         """Connect before `deadline`, of time.monotonic()."""
         self.path = path
         self._began = time.monotonic()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor is left for one
+            raise _not_asked(path, error) from error
         try:
             with self._talking(deadline), reachable(path) as address:
                 self._socket.connect(address)
@@ -181,7 +184,11 @@ class Conversation:
             seconds = f"{deadline - self._began:.2g} s"
             raise ServerFailed(f"The server at {self.path} did not answer within {seconds}") from error
         except OSError as error:
-            raise ServerFailed(f"The server at {self.path} can't be asked: {error.strerror or error}") from error
+            raise _not_asked(self.path, error) from error
+
+
+def _not_asked(path: Path, error: OSError) -> ServerFailed:
+    return ServerFailed(f"The server at {path} can't be asked: {error.strerror or error}")
 
 
 def _line(message: Mapping[str, Any]) -> bytes:

@@ -65,8 +65,7 @@ def live_copies(site: Site, copies: Sequence[Copy], task: operations.Task) -> It
                 discard(path)  # of somebody who was killed: whoever is alive holds the lock
                 maps.append(WriteMap.create(path, copy.disk.size))
                 stack.callback(maps[-1].close)
-            there = admin_client.servers(site.state)
-            yield LiveCopies(site, copies, maps, there, _begin_marking(site, disks) if copies else set(), task)
+            yield LiveCopies(site, copies, maps, _begin_marking(site, disks) if copies else set(), task)
     finally:
         recovery.stop_marking(site, disks)
 
@@ -79,17 +78,16 @@ class LiveCopies:
         site: Site,
         copies: Sequence[Copy],
         maps: Sequence[WriteMap],
-        there: Sequence[Path],
         marking: set[Path],
         task: operations.Task,
     ) -> None:
-        """`there` are all servers that there were at the beginning, `marking` those that answered."""
+        """`marking` are the servers that answered at the beginning. Others are met later, as they may get clients."""
         self._site = site
         self._copies = tuple(zip(copies, maps, strict=True))
         self._task = task
         self._rounds = 0
         self._fitting = FITTING
-        self._known = set(there)
+        self._known = set(marking)
         self._servers = set(marking)
         self._whole = False
         self._in_full: set[str] = set()
@@ -157,7 +155,7 @@ class LiveCopies:
             self._site.pool.sync(copy.volume)
 
     def _meet_servers(self) -> None:
-        """Note those that are new: their clients' writes are marked too, unless they are killed."""
+        """Note those that have not been asked yet: their clients' writes are marked too, unless they are killed."""
         new = set(admin_client.servers(self._site.state)) - self._known
         self._known |= new
         self._servers |= new

@@ -16,6 +16,8 @@ _LONGEST_SHOWN = 80
 UNNAMED = "auto-"
 """How the id of an operation begins that its caller gave none."""
 
+_MADE_UP = re.compile(UNNAMED + "[0-9a-f]{16}", re.ASCII)
+
 
 def shown(text: object) -> str:
     """`text` as an error message quotes it: control characters escaped, at most about 80 characters."""
@@ -70,6 +72,11 @@ def operation_id(given: str | None) -> str:
         raise InvalidArgument(
             f"{shown(given)} can't be the id of an operation",
             "use 1 to 128 letters, digits, '_', '.', ':' and '-', the first a letter or digit",
+        )
+    if given.startswith(UNNAMED) and not _MADE_UP.fullmatch(given):
+        raise InvalidArgument(
+            f"{shown(given)} can't be the id of an operation: those begin so that nobody chose",
+            f"they are forgotten earlier: choose one that does not begin with {UNNAMED}",
         )
     return given
 

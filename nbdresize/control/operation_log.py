@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from nbdresize.control import schema
+from nbdresize.control import names, schema
 from nbdresize.control.ledger import known
 from nbdresize.control.model import Operation, OperationState, Progress, Stage
 from nbdresize.errors import ERRORS, NbdresizeError, OperationCancelled, ResourceInUse, ResourceNotFound
@@ -33,7 +33,12 @@ def read(connection: sql.Connection, operation: str) -> Operation:
 def read_all(
     connection: sql.Connection, *, vm: str | None = None, running: bool = False, limit: int = MOST_LISTED
 ) -> list[Operation]:
-    """Those that run, then the last `limit` that have ended, the newest first; of one VM, or only those that run."""
+    """Those that run, then the last `limit` that have ended, the newest first; of one VM, or only those that run.
+
+    Raises InvalidArgument for a name that no VM can have.
+    """
+    if vm is not None:
+        names.check_vm_name(vm)
     table = schema.operations
     of_vm = sql.true() if vm is None else table.c.subject == vm
     newest = sql.select(table).where(of_vm).order_by(table.c.started.desc())

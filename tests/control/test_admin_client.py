@@ -1,6 +1,8 @@
 """Asking servers, against small real ones on real sockets: good, dead, mute, endless, lying."""
 
+import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -204,6 +206,19 @@ def test_a_request_that_no_server_takes_is_not_sent(state: StateDirectory) -> No
         with pytest.raises(ServerFailed, match="more than a server takes"):
             admin_client.ask(server.path, {"exports": ["x" * (1 << 20)]})
         assert server.lines == []
+
+
+def test_without_a_descriptor_left_nobody_is_asked_and_that_is_said(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_socket(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with serving(state.run / "1-00000000.admin", lambda *_: None), monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", no_socket)
+        stage = admin_client.publish(state, ["vm/disk0"])
+    assert not stage.done
+    assert "can't be asked: Too many open files" in stage.detail
 
 
 def test_a_reply_of_the_largest_size_is_taken(state: StateDirectory) -> None:

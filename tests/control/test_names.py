@@ -82,11 +82,18 @@ def test_a_bad_disk_name_is_refused(control: Control, name: str) -> None:
         assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("operation", ["", "a b", "a/b", "x" * 129, "a\n", "-x"])
+@pytest.mark.parametrize("operation", ["", "a b", "a/b", "x" * 129, "a\n", "-x", "auto-nightly", "auto-"])
 def test_a_bad_operation_id_is_refused_before_anything_is_made(control: Control, operation: str) -> None:
     with pytest.raises(InvalidArgument, match="id of an operation"):
         control.create_vm("vm", GIB, operation=operation)
     assert control.vms() == []
+
+
+def test_an_id_that_was_made_up_can_be_given_again(control: Control) -> None:
+    control.create_vm("vm", GIB)
+    made_up = control.operations()[0].id
+    assert control.create_vm("vm", GIB, operation=made_up).name == "vm"
+    assert control.operation(made_up).kind == "create_vm"
 
 
 @pytest.mark.parametrize("owner", ["", "a\nb", "x" * 256, "\x7f", "a\u2028b"])

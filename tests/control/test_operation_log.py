@@ -10,15 +10,17 @@ import pytest
 import sqlalchemy as sql
 
 from nbdresize.config import StateDirectory
-from nbdresize.control import operation_log, operations
+from nbdresize.control import operation_log, operations, records
 from nbdresize.control.control import Control
 from nbdresize.control.ledger import Ledger
 from nbdresize.control.locks import lock_vm
 from nbdresize.control.model import Operation, OperationState, Progress, Stage
 from nbdresize.control.operations import Request
+from nbdresize.control.records import Kind
 from nbdresize.errors import (
     ERRORS,
     InsufficientSpace,
+    InvalidArgument,
     OperationCancelled,
     ResourceInUse,
     ResourceNotFound,
@@ -276,6 +278,21 @@ def test_of_those_that_nobody_can_retry_only_the_last_are_kept(
     assert {"named", "auto-running"} <= set(found)
     assert len(found) == 2 + 6
     assert control.update_vm("web1", MIB).budget == MIB
+
+
+def test_operations_of_what_can_be_no_vm_are_refused(control: Control) -> None:
+    with pytest.raises(InvalidArgument, match="can't be the name of a VM"):
+        control.operations(vm="\udcff")
+
+
+def test_what_is_done_or_still_to_be_undone_is_not_begun_anew(ledger: Ledger) -> None:
+    done, stuck = (Request(name, "add_disk", "web1", "{}") for name in ("done", "stuck"))
+    with ledger.deciding() as connection:
+        operations.remember(connection, done, {})
+        records.open_intent(connection, stuck, Kind.ADD_DISK)
+    for request, why in ((done, "was done just now"), (stuck, "still to be undone")):
+        with pytest.raises(ResourceInUse, match=why), ledger.deciding() as connection:
+            operations.begin(connection, request)
 
 
 def test_no_statement_looks_at_all_operations(ledger: Ledger) -> None:

@@ -26,6 +26,7 @@ from nbdresize.storage.write_map import WriteMap
 from nbdresize.units import SizeRequest
 from tests.control.consistency import problems
 from tests.control.faulty import failing
+from tests.control.test_admin_client import Server
 from tests.filesystems import mounted
 
 KIB = 1 << 10
@@ -401,6 +402,33 @@ def test_a_snapshot_that_is_deleted_as_soon_as_it_was_made_was_made(
         assert control.create_snapshot("web1", "s1").name == "s1"
     assert control.snapshots("web1") == []
     assert leftovers(control.state) == []
+
+
+def test_what_a_killed_server_left_unmarked_that_had_no_clients_at_first_is_copied(
+    small: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not answer when it was asked to mark, and got a client later."""
+    (disk,) = make_vm(small, SIZE).disks
+    server = Server(small.state.run / "1-00000000.admin", lambda *_: None)
+    catch_up = live_copy.LiveCopies.catch_up
+    stopped: list[None] = []
+
+    def write_and_kill(live: live_copy.LiveCopies) -> None:
+        catch_up(live)
+        monkeypatch.undo()
+        write(small, disk, b"not marked", MIB)
+        server.stop()
+        stopped.append(None)
+
+    monkeypatch.setattr(live_copy.LiveCopies, "catch_up", write_and_kill)
+    try:
+        snapshot = small.create_snapshot("web1", "s1")
+    finally:
+        if not stopped:
+            server.stop()
+    assert content(small, snapshot) == [path(small, disk.volume).read_bytes()]
+    assert content(small, snapshot)[0].startswith(b"not marked", MIB)
+    assert leftovers(small.state) == []
 
 
 def test_what_is_copied_in_full_is_said_to_be(small: Control) -> None:
