@@ -10,6 +10,7 @@ all latencies, as doubles; seconds of the monotonic clock, which all processes s
 """
 
 import argparse
+import gc
 import os
 import random
 import socket
@@ -154,7 +155,7 @@ class Load:
         kept = owed = place = 0
         free = list(range(kind.depth))
         while True:
-            if not stop.is_set() or not latencies:  # at least once
+            if free and not (stop.is_set() and latencies):  # at least once
                 self._send(free)
                 free.clear()
             elif len(free) == kind.depth:
@@ -226,6 +227,7 @@ def main() -> None:
     given = parser.parse_args()
     kind = Kind(given.operation == "write", given.block, given.depth, given.reach)
     stop = threading.Event()
+    gc.disable()  # which would be a pause of the load's own, and there is no garbage
     with entered(given.uri) as sock:
         load = Load(sock, kind)
         print("going", flush=True)

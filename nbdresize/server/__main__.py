@@ -5,6 +5,7 @@ client on standard input and output.
 """
 
 import argparse
+import gc
 import os
 import resource
 import signal
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.run is not None:
                 info = ServerInfo("native", tuple(options.uri))
                 stack.enter_context(AdminSocket(options.run, access.exports, info))
+            # Looking for garbage holds up all threads. What is loaded by now stays; to look through it took 80 ms.
+            gc.freeze()
             if options.stdio:
                 return _serve_stdio(access)
             _serve(access, options.max_connections, shared=options.shared)
