@@ -88,6 +88,7 @@ def pool_json(pool: "Pool") -> dict[str, Any]:
         "available": pool.available,
         "budgets": pool.budgets,
         "images": pool.images,
+        "rollbacks": pool.rollbacks,
         "promised": pool.promised,
         "overcommit": None if pool.overcommit is None else float(pool.overcommit),
         "limit": terms.limit,
@@ -112,6 +113,7 @@ def _print(pool: "Pool", *, json: bool, exact: bool) -> None:
         ["may be promised", f"{_ratio(pool)} times"],
         ["promised to VMs", _size(pool.budgets, exact)],
         ["taken by images", _size(pool.images, exact)],
+        *([["taken by rollbacks", _size(pool.rollbacks, exact)]] if pool.rollbacks else []),
         ["left to promise", _free(pool, exact)],
         ["available now", _available(pool, exact)],
     ]

@@ -226,6 +226,7 @@ class SnapshotReport:
 class Pool:
     """How much the pool holds, and how much is promised. `capacity` 0 is without limit.
 
+    `rollbacks` is what the copies take that are there twice while disks are brought back.
     `overcommit` is how many times the capacity may be promised; None for any number of times. `available` is what its
     file system has left now.
     """
@@ -235,10 +236,11 @@ class Pool:
     budgets: int
     images: int
     overcommit: Fraction | None
+    rollbacks: int = 0
 
     @property
     def promised(self) -> int:
-        return self.budgets + self.images
+        return self.budgets + self.images + self.rollbacks
 
 
 class Cause(enum.IntEnum):

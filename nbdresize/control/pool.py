@@ -96,6 +96,7 @@ def _read(connection: sql.Connection, found: Measured) -> Pool:
         budgets=sum(connection.scalars(sql.select(schema.vms.c.budget))),  # here: SQLite's sum ends at 2^63
         images=sum(connection.scalars(sql.select(schema.images.c.space))),
         overcommit=None if ratio == _UNLIMITED else Fraction(ratio),
+        rollbacks=sum(connection.scalars(sql.select(schema.intents.c.pool_space))),
     )
 
 

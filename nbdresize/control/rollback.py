@@ -120,7 +120,7 @@ class _Rollback:
         taken, measured = self.site.pool.names(), pool.measured(self.site)
         with self.task.stage("ledger"), self.site.ledger.deciding() as connection:
             pool.check_room(connection, measured, f"Copying the disks of snapshot {self.name}", copied)
-            entry, intent, snapshot = self._promise(connection, taken)
+            entry, intent, snapshot = self._promise(connection, taken, copied)
         try:
             with self.task.stage("copy"):
                 for each in snapshot.disks:
@@ -134,7 +134,7 @@ class _Rollback:
             recovery.finish(self.site, entry, replace(intent, committed=True), self.task.stages())
         return entry
 
-    def _promise(self, connection: sql.Connection, taken: Sequence[str]) -> tuple[Entry, Intent, Snapshot]:
+    def _promise(self, connection: sql.Connection, taken: Sequence[str], copied: int) -> tuple[Entry, Intent, Snapshot]:
         """Decide once more, inside the transaction that records the promise."""
         entry, snapshot = self._decide(connection)
         steps = []
@@ -155,7 +155,9 @@ class _Rollback:
                 disk_id=each.disk_id,
             )
             steps.append(Step(each.disk_id, Action.ADD, 0, each.size))
-        intent = records.open_intent(connection, self.task.request, Kind.ROLL_BACK, vm_id=entry.vm.id, steps=steps)
+        intent = records.open_intent(
+            connection, self.task.request, Kind.ROLL_BACK, vm_id=entry.vm.id, steps=steps, pool_space=copied
+        )
         return reread(connection, self.vm), intent, snapshot
 
     def _copy(self, entry: Entry, intent: Intent, each: SnapshotDisk) -> None:

@@ -11,7 +11,8 @@ GIB = 1 << 30
 
 def test_a_pool_is_shown_and_changed(inside: Inside) -> None:
     pool = inside("pool", "update", "--capacity", "10G", "--overcommit", "1.5", "--json").ok().json
-    assert list(pool) == ["capacity", "available", "budgets", "images", "promised", "overcommit", "limit", "free"]
+    sizes = ["capacity", "available", "budgets", "images", "rollbacks", "promised"]
+    assert list(pool) == [*sizes, "overcommit", "limit", "free"]
     inside("vm", "create", "web1", "--disk-space", "4G").ok()
     pool = inside("pool", "show", "--json").ok().json
     assert (pool["capacity"], pool["overcommit"], pool["limit"]) == (10 * GIB, 1.5, 15 * GIB)

@@ -119,9 +119,10 @@ def limit(state: StateDirectory, books: Books) -> int | None:
 
 
 def promised(books: Books) -> int:
-    """What the pool has promised: all budgets, and what images take."""
+    """What the pool has promised: all budgets, what images take, and what rollbacks do while they go on."""
     budgets = sum(int(vm["budget"]) for vm in books.vms.values())
-    return budgets + sum(int(image["space"]) for image in books.images)
+    rollbacks = sum(int(intent["pool_space"]) for intent in books.intents)
+    return budgets + rollbacks + sum(int(image["space"]) for image in books.images)
 
 
 def overdrawn(books: Books, most: int | None) -> list[str]:

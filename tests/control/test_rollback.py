@@ -398,5 +398,16 @@ def test_copies_in_full_need_room_in_the_pool_while_they_last(tmp_path: Path) ->
         assert contents(control) == now
         assert leftovers(control.state) == []
         control.update_pool(capacity=BUDGET + 2 * MIB)
-        control.rollback("web1", "before")
+        seen = []
+
+        def look(progress: Progress) -> None:
+            seen.append(control.pool().rollbacks)
+            with pytest.raises(InsufficientSpace, match="VM other with 1 MiB needs 1 MiB of the pool"):
+                control.create_vm("other", MIB)
+
+        control.rollback("web1", "before", listener=look)
+        assert set(seen) == {2 * MIB}
         assert contents(control) != now
+        assert control.pool().rollbacks == 0
+        control.create_vm("other", MIB)
+        assert leftovers(control.state) == []
