@@ -4,8 +4,10 @@ import os
 import pty
 import signal
 import subprocess
+import time
 
 from tests.cli.command import INTERRUPTIBLE, SECONDS, Command
+from tests.wait import readable
 
 
 class Terminal:
@@ -27,8 +29,9 @@ class Terminal:
         self.text = ""
 
     def expect(self, wanted: str) -> None:
+        deadline = time.monotonic() + SECONDS
         while wanted not in self.text:
-            assert self._read(), self.text
+            assert self._read(deadline), self.text
 
     def type(self, text: str) -> None:
         os.write(self._controller, text.encode())
@@ -42,8 +45,9 @@ class Terminal:
 
     def end(self) -> int:
         """The exit code; the terminal is gone after it."""
+        deadline = time.monotonic() + SECONDS
         try:
-            while self._read():
+            while self._read(deadline):
                 pass
             return self._process.wait(timeout=SECONDS)
         finally:
@@ -51,7 +55,11 @@ class Terminal:
             self._process.wait()
             os.close(self._controller)
 
-    def _read(self) -> bool:
+    def _read(self, deadline: float) -> bool:
+        if not readable(self._controller, deadline):
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"Waited {SECONDS} s for more than {self.text!r}")
         try:
             data = os.read(self._controller, 4096)
         except OSError:  # the last process on the terminal has gone

@@ -31,7 +31,7 @@ from tests.peers import Serve
 pytestmark = pytest.mark.slow
 
 LONG = 60.0
-SHORT = 0.3
+SHORT = 1.0
 
 
 @pytest.fixture

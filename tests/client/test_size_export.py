@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdresize.client import Cause, Connection, Resizable, Size, connect_resizable
+from nbdresize.client import Cause, Connection, Resizable, Size, connect_resizable, rate
 from nbdresize.client.growing import grow
 from nbdresize.client.handshake import where_it_can_be_resized
 from nbdresize.client.size_export import SizeExport
@@ -192,8 +192,11 @@ def test_a_server_that_answers_a_read_too_late_is_given_up(tmp_path: Path) -> No
             disk.query()
 
 
-def test_a_server_whose_waiting_reads_wait_for_nothing_is_given_up(tmp_path: Path) -> None:
+def test_a_server_whose_waiting_reads_wait_for_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would keep this client, and itself, as busy as they can be."""
+    monkeypatch.setattr(rate, "MOST_A_SECOND", 5)  # which a slow machine reaches too
 
     def answer(request: raw.Request) -> bytes:
         return raw.data(request.cookie, request.offset, RECORD.pack())
@@ -202,6 +205,6 @@ def test_a_server_whose_waiting_reads_wait_for_nothing_is_given_up(tmp_path: Pat
     with (
         raw.RawServer(tmp_path, script) as server,
         connect_resizable(server.uri, LONG) as disk,
-        pytest.raises(PeerFailed, match="more than 100 changes in a second"),
+        pytest.raises(PeerFailed, match="changes in a second"),
     ):
         list(disk.watch())

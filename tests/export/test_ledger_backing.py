@@ -435,13 +435,15 @@ def test_a_map_that_is_let_go_while_threads_mark_in_it_harms_nobody(
 
     with ThreadPoolExecutor(2) as threads:
         writers = [threads.submit(write) for _ in range(2)]
-        for _ in range(100):
-            write_map = WriteMap.create(map_path, SIZE)
-            backing.refresh()
-            until(write_map.marked, what="marks")
-            write_map.remove()
-            backing.refresh()
-        ended.set()
+        try:
+            for _ in range(100):
+                write_map = WriteMap.create(map_path, SIZE)
+                backing.refresh()
+                until(write_map.marked, what="marks")
+                write_map.remove()
+                backing.refresh()
+        finally:
+            ended.set()
         assert all(writer.result(LONG) > 0 for writer in writers)
 
 

@@ -45,7 +45,7 @@ def test_dropping_amid_connections_that_come_and_go_hits_no_other(server: Serve)
             except nbd.Error as error:
                 problems.append(str(error))
 
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in (0, 1)]
+    threads = [threading.Thread(target=come_and_go, args=(number,), daemon=True) for number in (0, 1)]
     for thread in threads:
         thread.start()
     try:
@@ -58,7 +58,8 @@ def test_dropping_amid_connections_that_come_and_go_hits_no_other(server: Serve)
     finally:
         ended.set()
         for thread in threads:
-            thread.join()
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     assert problems == []
 
 
