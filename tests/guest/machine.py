@@ -27,9 +27,9 @@ from typing import Any, Protocol, Self
 from tests.guest.image import guest_image
 from tests.wait import until
 
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 360.0
 """How long a guest may take to boot on a machine that has much else to do."""
-STEP_SECONDS = 60.0
+STEP_SECONDS = 180.0
 """How long a script, or an answer of QEMU, may take, unless its caller says otherwise."""
 MOST_OUTPUT = 1 << 20
 """How many characters a script may print; what it prints beyond is dropped."""

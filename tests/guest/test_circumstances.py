@@ -9,7 +9,7 @@ from nbdresize.errors import InsufficientSpace
 from tests.guest.machine import QemuGuest
 from tests.guest.site import BUDGET, FIRST, MIB, Site, sees, shown, trouble, writing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEP = 8 * MIB
 

@@ -14,7 +14,7 @@ from tests.guest.machine import QemuGuest
 from tests.peers import CHECKOUT
 from tests.wait import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MIB = 1 << 20
 SMALL, LARGE = 384 * MIB, 640 * MIB

@@ -7,7 +7,7 @@ import pytest
 from tests.guest.machine import QemuGuest
 from tests.guest.site import FIRST, FRONTS, MIB, Site, trouble, writing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GROWS = 20
 STEP = 8 * MIB
@@ -15,7 +15,7 @@ STEP = 8 * MIB
 # What a guest does with a grown disk; a kernel takes note a moment after QEMU has told it.
 SEE_AND_USE = """
 for disk in vda sda; do
-    for try in $(seq 100); do [ $(cat /sys/class/block/$disk/size) = $(({size} / 512)) ] && break; sleep 0.05; done
+    for try in $(seq 1000); do [ $(cat /sys/class/block/$disk/size) = $(({size} / 512)) ] && break; sleep 0.05; done
     [ $(cat /sys/class/block/$disk/size) = $(({size} / 512)) ] || exit 9
     resize2fs /dev/$disk || exit 8
 done

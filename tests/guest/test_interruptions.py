@@ -13,7 +13,7 @@ from tests.guest.site import FIRST, FRONTS, MIB, Site, sees, trouble, writing
 from tests.peers import SECONDS, Serve
 from tests.wait import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEP = 8 * MIB
 

@@ -9,7 +9,7 @@ from tests.guest.disks import NbdDisk
 from tests.guest.machine import QemuGuest
 from tests.guest.site import FIRST, MIB, Site, sees, trouble, writing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GROWS = 10
 STEP = 8 * MIB

@@ -14,7 +14,7 @@ from tests.guest.machine import GATEWAY, QemuGuest
 from tests.peers import CHECKOUT, alive
 from tests.wait import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_scripts_and_files_and_their_results(tmp_path: Path) -> None:
