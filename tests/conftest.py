@@ -17,7 +17,13 @@ CHECKOUT = Path(__file__).parents[1]
 SESSION = pytest.StashKey[TestSession]()
 
 # A slow machine is no failure; and what CI says about a commit does not depend on chance.
-hypothesis.settings.register_profile("nbdresize", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.register_profile(
+    "nbdresize",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
 hypothesis.settings.load_profile("nbdresize")
 
 
