@@ -61,6 +61,8 @@ def main() -> None:
     while time.monotonic() < end:
         with Control.open(StateDirectory(root)) as control:
             for _ in range(20):
+                if time.monotonic() >= end:
+                    break
                 try:
                     chance.choice(changes(control, chance))()
                     done += 1

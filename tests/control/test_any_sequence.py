@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -455,4 +455,5 @@ def _dying(target: type, method: str, *, after: bool) -> Callable[..., None]:
 
 
 class TestOperations(Operations.TestCase):  # type: ignore[misc, valid-type]
-    settings = settings(max_examples=25, stateful_step_count=30)
+    # No sequence is shrunk: that takes many times what finding one does.
+    settings = settings(max_examples=25, stateful_step_count=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])
