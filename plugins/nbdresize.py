@@ -49,6 +49,7 @@ from nbdresize.export.size_device import SizeDevice  # noqa: E402
 from plugins.nbdkit_connection import find_socket  # noqa: E402
 from plugins.nbdkit_server import Server, open_exports  # noqa: E402
 from plugins.nbdkit_settings import Settings  # noqa: E402
+from plugins.nbdkit_thread import KeptThread  # noqa: E402
 
 API_VERSION = 2
 
@@ -63,12 +64,13 @@ Result = TypeVar("Result")
 class Connection:
     """The handle of a connection: its export, and who has it open."""
 
-    __slots__ = ("client", "export", "hold")
+    __slots__ = ("client", "export", "hold", "thread")
 
     def __init__(self, export: DiskExport | SizeDevice, client: Client) -> None:
         self.export = export
         self.client = client
         self.hold = export.backing.hold
+        self.thread = KeptThread()
 
 
 _settings = Settings()
@@ -186,7 +188,10 @@ def open(readonly: bool) -> Connection:
 
 
 def close(h: Connection) -> None:
-    _serving().exports.close(h.export)
+    try:
+        _serving().exports.close(h.export)
+    finally:
+        h.thread.let_go()
 
 
 # What the export is
