@@ -346,6 +346,16 @@ def test_another_connection_to_the_same_disk_stays(native: Site, direct: bool, e
             assert machine.size("d0") == grown.size
 
 
+def test_a_node_that_was_given_the_name_of_a_replaced_one_stays(native: Site, tmp_path: Path) -> None:
+    vm = native.make_vm(2)
+    with Machine(*nbd(native.unix, f"{vm}/disk0"), *raw(), *virtio_blk("f0"), directory=tmp_path) as machine:
+        native.grow(machine, vm)
+        server = {"type": "unix", "path": str(native.server.socket)}
+        machine.execute("blockdev-add", {"driver": "nbd", "node-name": "n0", "server": server, "export": f"{vm}/disk1"})
+        native.grow(machine, vm)
+        assert "n0" in machine.nodes()
+
+
 def test_a_node_that_can_not_be_removed_after_all_keeps_nothing_pending(
     native: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

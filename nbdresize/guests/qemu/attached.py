@@ -14,6 +14,7 @@ from nbdresize.guests.qemu.graph import OURS, Chain, Graph, Node
 from nbdresize.guests.qemu.monitor import Monitor, Refused, reading
 
 _MOST_SHOWN = 8
+_MARK = 8
 
 
 @dataclass(frozen=True)
@@ -156,19 +157,15 @@ def _tidied(monitor: Monitor) -> Graph:
 def fresh_name(replaced: str = "") -> str:
     """A name that no node has; a node-name has at most 31 characters.
 
-    Its end tells the name of the node whose place it takes: should whoever does that be killed, `is_replaced` knows
-    what is to go, whatever else in QEMU looks like it.
+    Its end is the mark of the node whose place it takes: should whoever does that be killed, it tells what is to go,
+    whatever else in QEMU looks like it.
     """
-    return f"{OURS}{secrets.token_hex(6)}{_mark(replaced) if replaced else ''}"
+    return f"{OURS}{secrets.token_hex(6)}{mark_of(replaced) if replaced else ''}"
 
 
-def is_replaced(old: str, fresh: str) -> bool:
-    """Whether the node `fresh` was made to take the place of the node `old`."""
-    return fresh.startswith(OURS) and fresh.endswith(_mark(old))
-
-
-def _mark(name: str) -> str:
-    return "-" + hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+def mark_of(name: str) -> str:
+    """How the name of a fresh node ends that takes the place of the one of this name."""
+    return "-" + hashlib.sha256(name.encode(errors="replace")).hexdigest()[:_MARK]
 
 
 def remove(monitor: Monitor, name: str) -> None:

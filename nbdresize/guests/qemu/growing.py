@@ -20,7 +20,7 @@ from nbdresize.errors import NbdresizeError, PeerFailed, ResourceInUse
 from nbdresize.guests.model import DiskNews
 from nbdresize.guests.qemu import command_line, options
 from nbdresize.guests.qemu.addresses import Addresses
-from nbdresize.guests.qemu.attached import Attached, find, fresh_name, is_replaced, read_graph, remove
+from nbdresize.guests.qemu.attached import Attached, find, fresh_name, mark_of, read_graph, remove
 from nbdresize.guests.qemu.graph import TRANSPARENT, Chain, Graph, Node
 from nbdresize.guests.qemu.monitor import Monitor, Refused, reading
 from nbdresize.units import format_size
@@ -286,8 +286,11 @@ def _remove_old(monitor: Monitor, graph: Graph, names: Sequence[str]) -> None:
 
 def _left_by_a_killed_attempt(graph: Graph, chain: Chain) -> Sequence[str]:
     """What the nodes of this chain, which a device used already, replaced without removing it; the upper ones first."""
-    fresh = [node.name for node in reversed(chain.nodes) if node.ours]
-    return [old for name in fresh for old in graph.nodes if is_replaced(old, name) and not graph.used(old)]
+    fresh = [node for node in reversed(chain.nodes) if node.ours]
+    unused = {mark_of(name): node for name, node in graph.nodes.items() if not graph.used(name)}
+    found = [(node, unused[mark]) for node in fresh if (mark := "-" + node.name.rpartition("-")[2]) in unused]
+    # Somebody may have given the name again since, to a node for something else.
+    return [old.name for node, old in found if (old.driver, old.filename) == (node.driver, node.filename)]
 
 
 def _gone(disk: DiskNews) -> PeerFailed:
