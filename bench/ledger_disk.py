@@ -60,7 +60,7 @@ def served(front: str, size: int, directory: Path, *, pinned: bool = True) -> It
     """A disk of `size` bytes, full of data, with room to grow; its state directory is made in `directory`."""
     with (
         tempfile.TemporaryDirectory(prefix="nbdresize-bench-", dir=directory) as place,
-        tempfile.TemporaryDirectory(prefix="nbdr-") as sockets,  # whose paths have to be short
+        tempfile.TemporaryDirectory(prefix="nbdresize-bench-") as sockets,  # whose paths have to be short
     ):
         state = StateDirectory(Path(place) / "state")
         with Control.open(state) as control:
