@@ -1,4 +1,4 @@
-"""The interpreter's view of a connection's thread, kept between calls: seen in real nbdkit by what is local to threads."""
+"""A connection's thread, kept for the interpreter between calls: seen in real nbdkit by what is local to threads."""
 
 import subprocess
 from pathlib import Path
