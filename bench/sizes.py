@@ -3,54 +3,61 @@
 Sparse files on tmpfs, since of the usual file systems ext4 ends at 16 TiB; xfs reaches as far as tmpfs does.
 """
 
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.model import Curve, Figure, Medium, Section, Setting
 from bench.options import MIB, Options
 from bench.peers import serving
 from bench.places import placed
-from bench.rounds import spread
+from bench.rounds import rotated, spread
 from nbdresize.client import connect, connect_resizable
 from nbdresize.errors import NbdresizeError, ServerFailed
 from nbdresize.loads.model import Engine, Load, Operation
 from nbdresize.loads.running import run as put_load
-from nbdresize.units import MAX_SIZE, format_size
+from nbdresize.units import MAX_SIZE
 
 _GIB, _TIB, _PIB, _EIB = (1 << power for power in (30, 40, 50, 60))
 SIZES = {"1 GiB": _GIB, "1 TiB": _TIB, "1 PiB": _PIB, "8 EiB − 1": 8 * _EIB - 1}
 QUICK = ("1 GiB", "8 EiB − 1")
 SERVERS = ("native", "nbdkit front", "nbdkit file", "qemu-nbd")
 FRONTS = {"native": "native", "nbdkit front": "nbdkit"}
-_TIMES, _QUICK_TIMES = 30, 7
+_ROUNDS, _QUICK_ROUNDS = 5, 2
+_TIMES, _QUICK_TIMES = 20, 5
+_SECONDS, _QUICK_SECONDS = 0.5, 0.1
 _STEP = MIB
+_ROOM = 1024 * _STEP
 _ASKED = _GIB
 """Of how much the block status is asked."""
 _PATIENCE = 30.0
 _LOAD = Load(Engine.BATCH, Operation.READ, 4096, 16)
 
 
-class _Curves:
-    """Those of this part: milliseconds over bytes, but for reads."""
+class _Kind(NamedTuple):
+    """One thing that is measured of a disk."""
 
-    def __init__(self, section: Section) -> None:
-        self.opening = self._curve(section, "Opening a disk over its size", "ms", SERVERS)
-        self.status = self._curve(section, "Block status of the first GiB over the disk's size", "ms", SERVERS)
-        self.reads = self._curve(section, "4 KiB random reads over the disk's size", "requests per second", SERVERS)
-        self.query = self._curve(section, "Asking for the size over the size", "ms", tuple(FRONTS))
-        self.growing = self._curve(section, "Growing by 1 MiB over the size", "ms", tuple(FRONTS))
+    name: str
+    unit: str
+    servers: Sequence[str]
 
-    @staticmethod
-    def _curve(section: Section, name: str, y: str, servers: Sequence[str]) -> Curve:
-        curve = Curve(name, "bytes", y, {server: [] for server in servers}, logarithmic_x=True)
-        section.curves.append(curve)
-        return curve
+
+_OPENING = _Kind("Opening a disk over its size", "ms", SERVERS)
+_STATUS = _Kind("Block status of the first GiB over the disk's size", "ms", SERVERS)
+_READS = _Kind("4 KiB random reads over the disk's size", "requests per second", SERVERS)
+_QUERY = _Kind("Asking for the size over the size", "ms", tuple(FRONTS))
+_GROWING = _Kind("Growing by 1 MiB over the size", "ms", tuple(FRONTS))
+_KINDS = (_OPENING, _STATUS, _READS, _QUERY, _GROWING)
+
+_Found = dict[_Kind, list[float]]
+"""Of one server and disk: a value from each round."""
 
 
 def names(options: Options) -> list[str]:
@@ -58,60 +65,78 @@ def names(options: Options) -> list[str]:
 
 
 def run(options: Options, section: Section, tell: Callable[[str], None]) -> None:
-    """Fill in the curves and figures of this part. Raises as `placed` and `serving` do."""
+    """Fill in the curves and figures of this part. Raises as `placed` does; a server that fails is left out."""
     wanted = _wanted(options)
     if not wanted:
         return
-    curves = _Curves(section)
-    with placed(Medium.TMPFS, options.directory) as directory:
-        for size, server in wanted:
-            with tempfile.TemporaryDirectory(dir=directory) as own:
-                told = _measure(server, SIZES[size], Path(own), options, curves, section)
-            tell(f"{_name(size, server)}: {told}")
-    section.figures.extend(
-        _growth(curve, server)
-        for curve in (curves.opening, curves.growing)
-        for server in FRONTS
-        if len(curve.lines[server]) > 1
-    )
-    section.remarks.append("Disks of these sizes are sparse files on tmpfs: files of ext4 end at 16 TiB.")
+    curves = {
+        kind: Curve(kind.name, "bytes", kind.unit, {server: [] for server in kind.servers}, logarithmic_x=True)
+        for kind in _KINDS
+    }
+    section.curves.extend(curves.values())
+    section.remarks.append("Disks of all these sizes are sparse files on tmpfs: files of ext4 end at 16 TiB.")
+    with placed(Medium.TMPFS, options.directory) as place:
+        for server in SERVERS:
+            sizes = [size for size, other in wanted if other == server]
+            found = _measure(server, sizes, place, options, section)
+            for size, values in found.items():
+                for kind, rounds in values.items():
+                    curves[kind].lines[server].append((SIZES[size], statistics.median(rounds)))
+                tell(f"{_name(size, server)}: {_told(values)}")
+            section.figures.extend(_growth(server, found))
 
 
-def _measure(name: str, size: int, place: Path, options: Options, curves: _Curves, section: Section) -> str:
-    """One server with a disk of one size, and what to tell of it."""
-    file = place / "disk.img"
-    with file.open("wb") as opened:
-        opened.truncate(size)
+def _measure(server: str, sizes: Sequence[str], place: Path, options: Options, section: Section) -> dict[str, _Found]:
+    """All sizes side by side in rounds, since a machine's speed drifts: what is compared is those of one round."""
+    found: dict[str, _Found] = {}
+    with ExitStack() as stack:
+        disks: dict[str, _Disk] = {}
+        for size in sizes:
+            try:
+                disks[size] = stack.enter_context(_served(server, SIZES[size], place))
+            except NbdresizeError as error:
+                why = str(error).replace(str(place), "…")
+                section.remarks.append(f"{server} does not serve a disk of {size}: {why}.")
+        found = {size: {} for size in disks}
+        for number in range(_ROUNDS if options.full else _QUICK_ROUNDS):
+            for size in rotated(list(disks), number):
+                for kind, value in _measure_round(disks[size], options).items():
+                    found[size].setdefault(kind, []).append(value)
+    return found
+
+
+class _Disk(NamedTuple):
+    """A served one, and in our fronts another that can be grown."""
+
+    uri: str
+    growable: str | None
+
+
+@contextmanager
+def _served(server: str, size: int, place: Path) -> Iterator[_Disk]:
+    with tempfile.TemporaryDirectory(dir=place) as directory, ExitStack() as stack:
+        file, other = Path(directory) / "disk", Path(directory) / "growing"
+        for path, length in ((file, size), (other, min(size, MAX_SIZE - _ROOM))):
+            with path.open("wb") as opened:
+                opened.truncate(length)
+        peer = stack.enter_context(serving(server, file, place, Setting(_LOAD, Medium.TMPFS), None))
+        front = FRONTS.get(server)
+        yield _Disk(peer.uri, None if front is None else stack.enter_context(growable(front, other)))
+
+
+def _measure_round(disk: _Disk, options: Options) -> dict[_Kind, float]:
     times = _TIMES if options.full else _QUICK_TIMES
-    try:
-        with serving(name, file, place, Setting(_LOAD, Medium.TMPFS), None) as peer:
-            opening = _median(lambda: connect(peer.uri, _PATIENCE).close(), times)
-            with connect(peer.uri, _PATIENCE) as client:
-                status = _median(lambda: client.block_status(min(_ASKED, client.size), 0), times)
-            reads = put_load(_LOAD, peer.uri, min(options.seconds, 1.0) if options.full else 0.3).rate
-        curves.opening.lines[name].append((size, opening))
-        curves.status.lines[name].append((size, status))
-        curves.reads.lines[name].append((size, reads))
-        told = f"opens in {opening:.2f} ms, block status {status:.2f} ms, {reads:,.0f} reads/s"
-        if name in FRONTS:
-            told += _measure_growing(name, min(size, MAX_SIZE - (times + 1) * _STEP), file, times, curves)
-    except (NbdresizeError, OSError) as error:
-        why = str(error).replace(str(file), "the file")
-        section.remarks.append(f"{name} with a disk of {format_size(size)}: {why}.")
-        return f"left out: {why}"
-    return told
-
-
-def _measure_growing(name: str, size: int, file: Path, times: int, curves: _Curves) -> str:
-    """The size asked for, and grown step by step, over NBD by whichever means the front has."""
-    with file.open("r+b") as opened:
-        opened.truncate(size)
-    with growable(FRONTS[name], file) as uri, connect_resizable(uri, _PATIENCE) as disk:
-        query = _median(disk.query, times)
-        growing = _median(lambda: disk.resize(disk.query().size + _STEP), times)
-    curves.query.lines[name].append((size, query))
-    curves.growing.lines[name].append((size, growing))
-    return f", size query {query:.2f} ms, grows in {growing:.2f} ms"
+    found = {_OPENING: _median(lambda: connect(disk.uri, _PATIENCE).close(), times)}
+    with connect(disk.uri, _PATIENCE) as client:
+        found[_STATUS] = _median(lambda: client.block_status(min(_ASKED, client.size), 0), times)
+    seconds = min(options.seconds, _SECONDS) if options.full else _QUICK_SECONDS
+    found[_READS] = put_load(_LOAD, disk.uri, seconds).rate
+    if disk.growable is not None:
+        with connect_resizable(disk.growable, _PATIENCE) as growing:
+            found[_QUERY] = _median(growing.query, times)
+            larger = itertools.count(growing.query().size + _STEP, _STEP)
+            found[_GROWING] = _median(lambda: growing.resize(next(larger)), times)
+    return found
 
 
 @contextmanager
@@ -148,14 +173,28 @@ def _median(what: Callable[[], object], times: int) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def _growth(curve: Curve, server: str) -> Figure:
-    """How many times what the smallest disk costs the others do."""
-    (_, first), *others = curve.lines[server]
-    return Figure(
-        f"{curve.name}: larger disks against the smallest, {server}",
-        "times",
-        spread([value / first for _, value in others]),
-    )
+def _growth(server: str, found: dict[str, _Found]) -> list[Figure]:
+    """How many times what the smallest disk costs the largest does, round by round."""
+    if len(found) < 2:
+        return []
+    smallest, largest = next(iter(found.values())), list(found.values())[-1]
+    return [
+        Figure(
+            f"{kind.name}: {list(found)[-1]} against {next(iter(found))}, {server}",
+            "times",
+            spread([more / less for more, less in zip(largest[kind], smallest[kind], strict=True)]),
+            lower_is_better=kind is not _READS,
+        )
+        for kind in smallest
+    ]
+
+
+def _told(values: _Found) -> str:
+    found = {kind: statistics.median(rounds) for kind, rounds in values.items()}
+    told = f"opens in {found[_OPENING]:.2f} ms, block status {found[_STATUS]:.2f} ms, {found[_READS]:,.0f} reads/s"
+    if _GROWING in found:
+        told += f", size query {found[_QUERY]:.2f} ms, grows in {found[_GROWING]:.2f} ms"
+    return told
 
 
 def _wanted(options: Options) -> Sequence[tuple[str, str]]:
