@@ -253,3 +253,12 @@ class TestOnDevices:
                 handle.write(b"xy", DEVICE_SIZE - 1)
             with pytest.raises(InsufficientSpace):
                 handle.write(b"xy", DEVICE_SIZE - 1, fua=True)
+
+
+def test_a_file_with_blocks_for_all_of_it_is_not_searched_for_holes(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle.write(os.urandom(SIZE), 0)
+    handle.flush()
+    monkeypatch.delattr(os, "lseek")  # on tmpfs, it looks at every page
+    assert handle.holds_only_data(0, SIZE)
