@@ -205,7 +205,7 @@ def _wanted(site: Site, entry: Entry, earlier: Sequence[Snapshot]) -> list[Snaps
 
 def _space(site: Site, earlier: Sequence[Snapshot], disk_id: int, volume: str) -> int:
     """What the volume has that no earlier snapshot of its disk has."""
-    return site.pool.spaces([*_volumes(earlier, disk_id), volume])[-1]
+    return site.pool.held([volume], _volumes(earlier, disk_id))
 
 
 def _data(site: Site, disk: Disk) -> int:

@@ -1,10 +1,14 @@
 """Sets of blocks, against sets of single bytes."""
 
+import math
+from collections.abc import Iterable
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbdresize.storage import sharing
 from nbdresize.storage.sharing import Blocks, Places, held, places, spaces
 
 Ranges = list[tuple[int, int]]
@@ -56,6 +60,33 @@ def test_held_is_what_none_of_the_others_has(files: list[tuple[Ranges, int]], bu
     assert held(blocks, [Blocks(made(ranges), alone) for ranges, alone in but]) == expected
 
 
+@given(RANGES, RANGES)
+def test_difference(first: Ranges, second: Ranges) -> None:
+    assert listed(made(first) - made(second)) == sorted(members(first) - members(second))
+    assert made(first) - Places() == made(first)
+
+
+def test_what_one_file_adds_to_many_costs_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at all that came before together, again and again. They have no block in common."""
+    count, extents, looked = 64, 100, []
+
+    def counted(numbers: Iterable[int]) -> list[int]:
+        found = sorted(numbers)
+        looked.append(len(found))
+        return found
+
+    files = [Blocks(made([(2 * (index + (count + 1) * at), 1) for at in range(extents)])) for index in range(count + 1)]
+    monkeypatch.setattr(sharing, "sorted", counted, raising=False)
+    assert held(files[-1:], files[:-1]) == extents
+    assert sum(looked) <= 5 * count * extents
+    looked.clear()
+    assert held(files, []) == (count + 1) * extents
+    assert sum(looked) <= 4 * count * extents * math.log2(count)
+
+
 def test_places_as_high_as_a_file_system_has_them() -> None:
     end = 2**64 - 1
-    assert places([end - 4096, 0], [end, 4096]).total() == 8192
+    both = places([end - 4096, 0], [end, 4096])
+    assert both.total() == 8192
+    assert (both - both).total() == 0
+    assert both - places([0], [4096]) == places([end - 4096], [end])
