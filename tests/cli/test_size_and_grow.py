@@ -13,7 +13,7 @@ from tests.cli.command import SECONDS, Command
 from tests.client.conftest import qemu_nbd, stock_nbdkit
 from tests.client.raw_server import Peer, RawServer
 from tests.client.scripted_server import RECORD, ScriptedServer
-from tests.peers import Serve
+from tests.peers import Serve, next_line
 
 pytestmark = pytest.mark.slow
 
@@ -104,20 +104,18 @@ def test_watching_prints_each_change_as_it_happens_until_ctrl_c(web1: Command, s
     watching = web1.start("size", uri, "--watch", "--json")
     plain = web1.start("size", uri, "--watch")
     try:
-        assert watching.stdout is not None
-        assert plain.stdout is not None
-        first = json.loads(watching.stdout.readline())
+        first = json.loads(next_line(watching))
         assert list(first) == RECORD_KEYS
-        assert plain.stdout.readline().decode() == "web1/disk0: 20 GiB (generation 1)\n"
+        assert next_line(plain) == "web1/disk0: 20 GiB (generation 1)\n"
         for size, generation in ((21, 2), (22, 3), (23, 4)):
             web1("disk", "resize", "web1", "disk0", f"{size}G").ok()
-            assert json.loads(watching.stdout.readline()) == {
+            assert json.loads(next_line(watching)) == {
                 **first,
                 "size": size * GIB,
                 "generation": generation,
                 "minimum": size * GIB,
             }
-            line = plain.stdout.readline().decode()
+            line = next_line(plain)
             assert line == f"web1/disk0: {size - 1} GiB → {size} GiB (generation {generation})\n"
         for process in (watching, plain):
             assert process.poll() is None
@@ -133,8 +131,7 @@ def test_watching_ends_with_the_server(web1: Command, tmp_path: Path) -> None:
     with ScriptedServer(tmp_path) as server:
         watching = web1.start("size", server.uri, "--watch")
         try:
-            assert watching.stdout is not None
-            watching.stdout.readline()
+            assert next_line(watching)
             server.__exit__(None, None, None)
             _, err = watching.communicate(timeout=SECONDS)
             assert watching.returncode == 14
@@ -180,8 +177,7 @@ def test_watching_by_command_holds_the_disk_and_by_its_size_export_does_not(web1
         for export, attached in (("web1/disk0@size", False), ("web1/disk0", True)):
             watching = web1.start("size", serve.uri(export), "--watch")
             try:
-                assert watching.stdout is not None
-                watching.stdout.readline()
+                assert next_line(watching)
                 smaller = "10G" if attached else "15G"
                 shrunk = web1("disk", "resize", "web1", "disk0", smaller, "--dangerous-allow-shrink")
                 if attached:
@@ -196,8 +192,7 @@ def test_the_end_of_the_server_ends_watching_by_command(web1: Command, tmp_path:
     with Serve(directory=tmp_path, root=web1.root, front="native") as serve:
         watching = web1.start("size", serve.uri("web1/disk0"), "--watch")
         try:
-            assert watching.stdout is not None
-            watching.stdout.readline()
+            assert next_line(watching)
             assert serve.end() == 0
             _, err = watching.communicate(timeout=SECONDS)
             assert watching.returncode == 14

@@ -10,7 +10,7 @@ from nbdresize.config import StateDirectory
 from nbdresize.errors import VolumeFailed
 from nbdresize.storage.file import FilePool
 from tests.cli.command import Command, Inside
-from tests.peers import Serve, background
+from tests.peers import Serve, background, next_line
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,7 @@ def test_servers_and_their_clients(web1: Command, tmp_path: Path) -> None:
         uri = serve.uri("web1/disk0")
         script = "import time; h.pread(4096, 0); print('attached', flush=True); time.sleep(3600)"
         with background("env", "PATH=/usr/bin:/bin", "nbdsh", "-u", uri, "-c", script) as client:
-            assert client.stdout is not None
-            assert client.stdout.readline() == "attached\n"
+            assert next_line(client) == "attached\n"
             answer = web1("status", "--json").ok().json
             (server,) = answer["servers"]
             assert list(server) == ["socket", "pid", "front", "uris", "started", "clients", "counters", "problem"]

@@ -18,6 +18,7 @@ from nbdresize.control import locks
 from nbdresize.control.leases import Lease, closed_door, enter, remove_left_doors
 from nbdresize.errors import ResourceInUse, StateUnusable, VolumeFailed
 from tests.filesystems import mounted, run
+from tests.peers import next_line
 from tests.wait import until
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,8 +37,7 @@ def held_by_another_process(path: Path, how: str) -> Iterator[subprocess.Popen[s
     command = [sys.executable, "-c", HOLDER, str(path), how]
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "held\n"
+            assert next_line(process) == "held\n"
             yield process
         finally:
             process.kill()
@@ -252,10 +252,11 @@ def test_who_gets_the_lease_just_as_the_door_closes_gives_it_back(
 def test_a_door_whose_holder_was_killed_is_open(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DOOR_HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        assert not enters(tmp_path)
-        process.kill()
+        try:
+            assert next_line(process) == "held\n"
+            assert not enters(tmp_path)
+        finally:
+            process.kill()
         process.wait(30)
     assert (tmp_path / "volume.door").exists()
     assert enters(tmp_path, 30)
