@@ -26,7 +26,10 @@ from tests.control.planting import (
 from tests.filesystems import mounted
 
 OPERATION = "INSERT INTO operations (operation, kind, subject, arguments, state, started, cancelling) VALUES "
-INTENT = "INSERT INTO intents (operation, kind, vm_id, committed) SELECT 'op', 'resize_disk', id, 0 FROM vms"
+COLUMNS = "operation, kind, vm_id, committed, forwards"
+INTENT = f"INSERT INTO intents ({COLUMNS}) SELECT 'op', 'resize_disk', id, 0, 1 FROM vms"
+    "INSERT INTO intents (operation, kind, vm_id, committed, forwards) SELECT 'op', 'resize_disk', id, 0, 1 FROM vms"
+)
 STEP = "INSERT INTO steps (intent_id, disk_id, action, old_size, new_size, cause) SELECT "
 
 
