@@ -28,8 +28,6 @@ from tests.filesystems import mounted
 OPERATION = "INSERT INTO operations (operation, kind, subject, arguments, state, started, cancelling) VALUES "
 COLUMNS = "operation, kind, vm_id, committed, forwards"
 INTENT = f"INSERT INTO intents ({COLUMNS}) SELECT 'op', 'resize_disk', id, 0, 1 FROM vms"
-    "INSERT INTO intents (operation, kind, vm_id, committed, forwards) SELECT 'op', 'resize_disk', id, 0, 1 FROM vms"
-)
 STEP = "INSERT INTO steps (intent_id, disk_id, action, old_size, new_size, cause) SELECT "
 
 
