@@ -19,6 +19,7 @@ from nbdresize.server.size_requests import SizeRequests
 from nbdresize.server.stream import PeerGone, Stream
 from nbdresize.server.transfer import Transfer
 from nbdresize.server.transmission import Answers, QuickPath, serve_requests
+from nbdresize.storage.mapping import Mapping
 from nbdresize.storage.page_cache import nowait_flags
 
 
@@ -91,7 +92,9 @@ class Connection:
         nowait = nowait_flags(export.handle.fileno())
         quick = None
         if nowait is not None:
-            quick = QuickPath(export.handle.fileno(), export, export.backing, nowait, not export.read_only)
+            fd = export.handle.fileno()
+            mapping = Mapping(fd, export) if stream.direct else None
+            quick = QuickPath(fd, export, export.backing, nowait, not export.read_only, mapping)
         transfer = Transfer(stream, export.handle, nowait)
         resizing = Resizing(stream, export, replies, replying, lane)
         answers = Requests(export, replies, replying, lane, transfer, resizing, offer)

@@ -1,5 +1,6 @@
 """The bytes of a connection: a plain socket or one under TLS, blocking, and safe to send on from several threads."""
 
+import errno
 import os
 import select
 import socket
@@ -15,6 +16,9 @@ SEND_SECONDS = 300
 """How long a peer may leave a reply unread before it is given up."""
 
 _TLS_PIECE = 256 << 10
+_LINGER_SECONDS = 50e-6
+_MOST_IN_VAIN = 4
+_LINGERS_AGAIN_AFTER = 64
 
 
 class PeerGone(Exception):
@@ -42,6 +46,9 @@ class Stream:
         self.sock = sock
         self.fd = sock.fileno()
         self.sending = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._in_vain = 0
         _limit(sock, socket.SO_SNDTIMEO, SEND_SECONDS)
 
     def recv_into(self, buffer: memoryview) -> int:
@@ -51,12 +58,37 @@ class Stream:
         except OSError as error:
             raise PeerGone(reason(error)) from error
 
+    def linger(self) -> None:
+        """Wait for more for some microseconds without sleeping, since being woken takes longer, and costs more.
+
+        Where that was in vain a few times in a row, it is not done for a while.
+        """
+        if self._in_vain >= _MOST_IN_VAIN:
+            self._in_vain += 1
+            if self._in_vain < _LINGERS_AGAIN_AFTER:
+                return
+            self._in_vain = _MOST_IN_VAIN - 1
+        poll, now = self._poll.poll, time.perf_counter
+        until = now() + _LINGER_SECONDS
+        while not poll(0):
+            if now() > until:
+                self._in_vain += 1
+                return
+        self._in_vain = 0
+
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; the caller holds `sending` or is alone. Raises PeerGone."""
         hold = self.hold
         if hold is not None and hold.on:
             self.wait_while_held()
         self._put(data)
+
+    def send_parts(self, parts: list[bytes | memoryview], length: int) -> None:
+        """Send `parts`, `length` bytes in all, as `send`; if `direct`, some may be for system calls only to read."""
+        hold = self.hold
+        if hold is not None and hold.on:
+            self.wait_while_held()
+        self._put_parts(parts, length)
 
     def wait_while_held(self) -> None:
         """Wait until something may be sent. Raises PeerGone where it may not any more, since the connection ends."""
@@ -67,6 +99,18 @@ class Stream:
         try:
             self.sock.sendall(data)
         except OSError as error:
+            raise PeerGone(reason(error)) from error
+
+    def _put_parts(self, parts: list[bytes | memoryview], length: int) -> None:
+        try:
+            sent = self.sock.sendmsg(parts)
+            while sent < length:  # interrupted, or out of time and then refused below
+                length -= sent
+                parts = after(parts, sent)
+                sent = self.sock.sendmsg(parts)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise PeerGone("the volume could not be read in the middle of a reply") from error
             raise PeerGone(reason(error)) from error
 
     def send_message(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
@@ -168,6 +212,12 @@ class TlsStream(Stream):
                 raise PeerGone(f"TLS: {error.reason or error}") from error
             self._plain.send(sealed)
 
+    def _put_parts(self, parts: list[bytes | memoryview], length: int) -> None:
+        self._put(b"".join(parts))
+
+    def linger(self) -> None:
+        """Nothing: what has arrived may be in the engine already."""
+
     def set_deadline(self, deadline: float | None) -> None:
         self._plain.set_deadline(deadline)
 
@@ -223,6 +273,12 @@ class PipeStream(Stream):
         except OSError as error:
             raise PeerGone(reason(error)) from error
 
+    def _put_parts(self, parts: list[bytes | memoryview], length: int) -> None:
+        self._put(b"".join(parts))
+
+    def linger(self) -> None:
+        """Nothing: whoever is at the other end of a pipe is in no hurry."""
+
     def set_deadline(self, deadline: float | None) -> None:
         """Nothing: the parent that made the pipes decides how long it waits."""
 
@@ -236,6 +292,15 @@ class PipeStream(Stream):
     def close(self) -> None:
         os.close(self._source)
         os.close(self._destination)
+
+
+def after(parts: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """What is left of `parts` behind the first `count` bytes."""
+    for number, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *parts[number + 1 :]]
+        count -= len(part)
+    return []
 
 
 def _limit(sock: socket.socket, option: int, seconds: float) -> None:

@@ -24,6 +24,7 @@ from nbdresize.protocol.constants import (
 from nbdresize.protocol.negotiated import Mode
 from nbdresize.protocol.transmission import Request
 from nbdresize.server.stream import PeerGone, Stream
+from nbdresize.storage.mapping import Mapping
 from nbdresize.storage.write_map import WriteMap
 
 SMALL = 32 << 10
@@ -31,6 +32,12 @@ SMALL = 32 << 10
 
 BATCH = 128 << 10
 """The most that one send returns, in bytes; small enough to stay in the processor's cache."""
+
+_MOST_PARTS = 512
+_SHARE = 4
+_LEAST_SHARE = 100
+"""Replies go out after each such part of the requests that have come, or so many bytes of them, so that the client
+works on the first while the last are done: with all at the end, the two would take turns."""
 
 FIRST_INTAKE = 4 << 10
 LARGEST_INTAKE = 256 << 10
@@ -42,7 +49,6 @@ _SIMPLE_REPLY = struct.Struct(">IIQ")
 _DATA_CHUNK = struct.Struct(">IHHQIQ")
 _EXTENDED_DATA_CHUNK = struct.Struct(">IHHQQQQ")
 _EXTENDED_NONE_CHUNK = struct.Struct(">IHHQQQ")
-_LONGEST_HEADER = _EXTENDED_DATA_CHUNK.size
 
 
 class Counters(Protocol):
@@ -71,6 +77,7 @@ class Marked(Protocol):
 class QuickPath:
     """What the hot loop needs to serve small requests by itself: the volume's descriptor and the export's live size.
 
+    `mapping` tells when reads may be done by handing the file's pages to the kernel; None where never.
     `marked` is where its writes are marked, each before it is answered, in the map that is there after the write.
     `nowait`: the preadv flags with which a read fails rather than waits.
     """
@@ -80,6 +87,7 @@ class QuickPath:
     marked: Marked
     nowait: int
     may_write: bool
+    mapping: Mapping | None
 
 
 class Answers(Protocol):
@@ -127,53 +135,69 @@ def serve_requests(
     header_size, unpack = header.size, header.unpack_from
     plain_write = NBD_CMD_FLAG_PAYLOAD_LEN if extended else 0
     plain_read = NBD_CMD_FLAG_DF if structured else 0
-    read_reply = (_EXTENDED_DATA_CHUNK if extended else _DATA_CHUNK if structured else _SIMPLE_REPLY).size
-    put_simple, put_data = _SIMPLE_REPLY.pack_into, _DATA_CHUNK.pack_into
-    put_extended_data, put_extended_none = _EXTENDED_DATA_CHUNK.pack_into, _EXTENDED_NONE_CHUNK.pack_into
+    simple_reply, data_chunk = _SIMPLE_REPLY.pack, _DATA_CHUNK.pack
+    extended_data_chunk, extended_none_chunk = _EXTENDED_DATA_CHUNK.pack, _EXTENDED_NONE_CHUNK.pack
     preadv, pwrite = os.preadv, os.pwrite
     fd = quick.fd if quick else -1
     nowait = quick.nowait if quick else 0
     marked = quick.marked if quick else None
     may_read, may_write = quick is not None, quick is not None and quick.may_write
+    read_reply = (_EXTENDED_DATA_CHUNK if extended else _DATA_CHUNK if structured else _SIMPLE_REPLY).size
+    write_reply = (_EXTENDED_NONE_CHUNK if extended else _SIMPLE_REPLY).size
+    mapping = quick.mapping if quick else None
+    mapped: memoryview | None = None
+    reach = 0
 
     intake = bytearray(max(FIRST_INTAKE, len(early)))
     intake[: len(early)] = early
     view = memoryview(intake)
-    replies = bytearray(0)
-    reply_view = memoryview(replies)
-    start = used = 0
+    replies: list[bytes | memoryview] = []
+    room = memoryview(bytearray(0))
+    start = gathered = filled = 0
     end = len(early)
 
     while True:
         size = quick.live.size if quick else 0
-        done = read = written = 0
+        done = reads = read = written = 0
+        waited = False
         slow: list[Request] = []
+        share = max((end - start) // _SHARE, _LEAST_SHARE)
+        turn = start + share
         while end - start >= header_size:
+            if start >= turn or gathered >= BATCH or len(replies) >= _MOST_PARTS:
+                turn = start + share
+                if replies:
+                    with stream.sending:
+                        stream.send_parts(replies, gathered)
+                    replies = []
+                    gathered = filled = 0
             magic, flags, command, cookie, offset, length = unpack(intake, start)
             if magic != right_magic:
-                with stream.sending:
-                    stream.send(reply_view[:used])
+                if replies:
+                    with stream.sending:
+                        stream.send_parts(replies, gathered)
                 raise PeerGone(f"a request with the magic {magic:#x}")
             if command == NBD_CMD_READ:
                 if may_read and 0 < length <= SMALL and offset + length <= size and not flags & ~plain_read:
-                    if used + _LONGEST_HEADER + length > len(replies):
-                        if not replies:
-                            replies = bytearray(BATCH)
-                            reply_view = memoryview(replies)
-                        else:
-                            with stream.sending:
-                                stream.send(reply_view[:used])
-                            used = 0
-                    at = used + read_reply
-                    try:
-                        got = preadv(fd, (reply_view[at : at + length],), offset, nowait)
-                    except OSError:
-                        got = -1  # not at hand, or broken: found out later, at leisure
-                    if got == length:
-                        if extended:
-                            put_extended_data(
-                                replies,
-                                used,
+                    if offset + length <= reach:
+                        data = mapped[offset : offset + length]  # type: ignore[index]
+                    else:
+                        if filled + length > len(room):
+                            room = memoryview(bytearray(BATCH + SMALL))
+                            filled = 0
+                        data = room[filled : filled + length]
+                        try:
+                            got = preadv(fd, (data,), offset, nowait)
+                        except OSError:
+                            got = -1  # not at hand, or broken: found out later, at leisure
+                        if got != length:
+                            slow.append(Request(flags, command, cookie, offset, length))
+                            start += header_size
+                            continue
+                        filled += length
+                    if extended:
+                        replies.append(
+                            extended_data_chunk(
                                 NBD_EXTENDED_REPLY_MAGIC,
                                 NBD_REPLY_FLAG_DONE,
                                 NBD_REPLY_TYPE_OFFSET_DATA,
@@ -182,10 +206,10 @@ def serve_requests(
                                 length + 8,
                                 offset,
                             )
-                        elif structured:
-                            put_data(
-                                replies,
-                                used,
+                        )
+                    elif structured:
+                        replies.append(
+                            data_chunk(
                                 NBD_STRUCTURED_REPLY_MAGIC,
                                 NBD_REPLY_FLAG_DONE,
                                 NBD_REPLY_TYPE_OFFSET_DATA,
@@ -193,15 +217,15 @@ def serve_requests(
                                 length + 8,
                                 offset,
                             )
-                        else:
-                            put_simple(replies, used, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
-                        used = at + length
-                        start += header_size
-                        done += 1
-                        read += length
+                        )
                     else:
-                        slow.append(Request(flags, command, cookie, offset, length))
-                        start += header_size
+                        replies.append(simple_reply(NBD_SIMPLE_REPLY_MAGIC, 0, cookie))
+                    replies.append(data)
+                    gathered += read_reply + length
+                    start += header_size
+                    done += 1
+                    read += length
+                    reads += 1
                     continue
             elif command == NBD_CMD_WRITE and (not extended or flags & NBD_CMD_FLAG_PAYLOAD_LEN):
                 payload = start + header_size
@@ -210,14 +234,6 @@ def serve_requests(
                     if length <= SMALL:
                         break
                 elif may_write and 0 < length <= SMALL and offset + length <= size and flags == plain_write:
-                    if used + _LONGEST_HEADER > len(replies):
-                        if not replies:
-                            replies = bytearray(BATCH)
-                            reply_view = memoryview(replies)
-                        else:
-                            with stream.sending:
-                                stream.send(reply_view[:used])
-                            used = 0
                     try:
                         put = pwrite(fd, view[payload : payload + length], offset)
                     except OSError:
@@ -225,10 +241,8 @@ def serve_requests(
                     if put == length:
                         if marked is not None and (write_map := marked.write_map) is not None:
                             write_map.mark(offset, length)
-                        if extended:
-                            put_extended_none(
-                                replies,
-                                used,
+                        replies.append(
+                            extended_none_chunk(
                                 NBD_EXTENDED_REPLY_MAGIC,
                                 NBD_REPLY_FLAG_DONE,
                                 NBD_REPLY_TYPE_NONE,
@@ -236,10 +250,10 @@ def serve_requests(
                                 offset,
                                 0,
                             )
-                            used += _EXTENDED_NONE_CHUNK.size
-                        else:
-                            put_simple(replies, used, NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
-                            used += _SIMPLE_REPLY.size
+                            if extended
+                            else simple_reply(NBD_SIMPLE_REPLY_MAGIC, 0, cookie)
+                        )
+                        gathered += write_reply
                         start = payload + length
                         done += 1
                         written += length
@@ -247,11 +261,12 @@ def serve_requests(
             # everything else, one by one
             if slow:
                 answers.read_slowly(slow)
-                slow = []
-            if used:
+                slow, waited = [], True
+            if replies:
                 with stream.sending:
-                    stream.send(reply_view[:used])
-                used = 0
+                    stream.send_parts(replies, gathered)
+                replies = []
+                gathered = filled = 0
             request = Request(flags, command, cookie, offset, length)
             start += header_size
             if flags & NBD_CMD_FLAG_PAYLOAD_LEN if extended else command == NBD_CMD_WRITE:
@@ -268,12 +283,17 @@ def serve_requests(
             else:
                 answers.answer(request)
             size = quick.live.size if quick else 0
-        if used:
+        if replies:
             with stream.sending:
-                stream.send(reply_view[:used])
-            used = 0
+                stream.send_parts(replies, gathered)
+            replies = []
+            gathered = filled = 0
         if slow:
             answers.read_slowly(slow)
+        if mapping is not None and (reads or waited or slow):
+            mapping.note(reads, waited=waited or bool(slow))
+            mapped = mapping.view
+            reach = 0 if mapped is None else len(mapped)
         counters.requests += done
         counters.bytes_read += read
         counters.bytes_written += written
@@ -290,6 +310,8 @@ def serve_requests(
             left = bytes(view[start:end])  # the beginning of a request moves to the front, so that its rest has room
             start, end = 0, len(left)
             view[:end] = left
+        if done == 1:  # with more under way, there is no hurry
+            stream.linger()
         received = stream.recv_into(view[end:])
         if not received:
             return

@@ -66,7 +66,7 @@ def nowait_flags(fd: int) -> int | None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             return None
-        return 0 if _is_tmpfs(fd) else None
+        return 0 if file_system_type(fd) == _TMPFS_MAGIC else None
     return os.RWF_NOWAIT
 
 
@@ -76,9 +76,9 @@ class _Statfs(ctypes.Structure):
     _fields_ = (("type", ctypes.c_long), ("rest", ctypes.c_byte * 248))
 
 
-def _is_tmpfs(fd: int) -> bool:
-    """Whether the file lies in memory, so that no read of it waits for a disk."""
+def file_system_type(fd: int) -> int:
+    """The magic number of the file system that an open file is on, as statfs(2) lists them; 0 where it isn't told."""
     answer = _Statfs()
     if ctypes.CDLL(None).fstatfs(ctypes.c_int(fd), ctypes.byref(answer)) != 0:
-        return False
-    return int(answer.type) == _TMPFS_MAGIC
+        return 0
+    return int(answer.type)
