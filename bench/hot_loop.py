@@ -47,7 +47,8 @@ class Order:
 class Gathering(Stream):
     """A stream that receives `gathered` bytes at least, each time, from when the buffer has its full size and is empty.
 
-    The kernel does that, so it costs nothing that would be counted.
+    The kernel does that, so it costs nothing that would be counted. It never lingers: how often it would look whether
+    there is more depends on the time.
     """
 
     def __init__(self, sock: socket.socket, gathered: int) -> None:
@@ -55,6 +56,9 @@ class Gathering(Stream):
         self._gathered = gathered
         if gathered:
             self.recv_into = self._recv_first  # type: ignore[method-assign]
+
+    def linger(self) -> None:
+        return
 
     def _recv_first(self, buffer: memoryview) -> int:
         if len(buffer) == LARGEST_INTAKE:

@@ -21,6 +21,8 @@ from nbdresize.storage.space import DeviceSpace, FileSpace, Space
 from nbdresize.storage.syscalls import NOT_SUPPORTED
 
 _ZEROES = memoryview(bytes(1 << 20))
+_SURE_FOR = 64
+"""Reads for which a file is taken to be without holes, once it was."""
 
 
 class NotFast(OSError):
@@ -48,7 +50,7 @@ class Handle:
     Every method raises VolumeFailed where the volume fails, and those that need space InsufficientSpace.
     """
 
-    __slots__ = ("_dsync", "_fd", "_lost", "_space", "block_size", "path", "read_only")
+    __slots__ = ("_dsync", "_fd", "_lost", "_reads_as_dense", "_space", "block_size", "path", "read_only")
 
     def __init__(self, fd: int, path: Path, *, read_only: bool = False, keeps_allocation: bool = False) -> None:
         """Takes over `fd`. With `keeps_allocation`, neither trim nor zero ever gives a file's space back."""
@@ -61,6 +63,7 @@ class Handle:
         self.block_size = self._space.block_size
         self._dsync = os.RWF_DSYNC
         self._lost: OSError | None = None
+        self._reads_as_dense = 0
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +207,7 @@ class Handle:
 
         Of a device, only the whole sectors within. Not an error where the file system or the device can't.
         """
+        self._reads_as_dense = 0
         start, end = self._whole_blocks(offset, length)
         if end > start:
             with self._failing("Trimming", length, offset):
@@ -217,6 +221,7 @@ class Handle:
         `fast`: raises NotFast, with nothing changed, where zeroes would have to be written; those on the edges of a
         device's sectors do not count.
         """
+        self._reads_as_dense = 0
         start, end = self._whole_blocks(offset, length)
         if end <= start:
             self._write_zeroes(offset, length)
@@ -283,11 +288,16 @@ class Handle:
         """Whether there is no hole in the range, at little cost; False too where that can't be told.
 
         A file with blocks for all of its size has none, or none that is worth looking for. That is asked first, since
-        tmpfs looks for a hole page by page, which in a large file takes milliseconds.
+        tmpfs looks for a hole page by page, which in a large file takes milliseconds; and not each time, since holes
+        that others make are only of interest, not of importance.
         """
+        if self._reads_as_dense:
+            self._reads_as_dense -= 1
+            return True
         try:
             status = os.fstat(self._fd)
             if status.st_blocks * 512 >= status.st_size:  # a block device has neither
+                self._reads_as_dense = _SURE_FOR
                 return True
             return os.lseek(self._fd, offset, os.SEEK_HOLE) >= offset + length
         except OSError:
