@@ -10,6 +10,7 @@ What runs in the fork is the server's own `Connection`, from the handshake on.
 import argparse
 import ctypes
 import functools
+import math
 import os
 import socket
 import struct
@@ -22,8 +23,9 @@ from nbdresize.protocol.server_events import HandshakeSettings
 from nbdresize.server.connection import Connection
 from nbdresize.server.handshaking import Access
 from nbdresize.server.stream import Stream
-from nbdresize.server.transmission import LARGEST_INTAKE
-from nbdresize.storage import page_cache
+from nbdresize.server.transmission import LARGEST_INTAKE, SMALL
+from nbdresize.storage import mapping, page_cache
+from nbdresize.storage.mapping import CHUNK_SHIFT
 
 READY = b"ready"
 NUMBER = 8
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("--pretend-cached", action="store_true", help="as if cachestat(2) said that all is in memory")
     options = parser.parse_args()
+    mapping._SURE_SECONDS = math.inf  # what is counted must not depend on the time
     access = Access(Exports.of_file(options.file), HandshakeSettings())
     with socket.socket(fileno=options.control) as control:
         control.sendall(READY)
@@ -107,11 +110,11 @@ def serve(stream: Stream, access: Access) -> int:
 
 
 def pretend_cached(length: int) -> None:
-    """Answer in place of cachestat(2), which valgrind does not know, for aligned requests of that length.
+    """Answer in place of cachestat(2), which valgrind does not know, for aligned requests of that length, or chunks.
 
     The same instructions of our own run, up to a call that returns 0 as that one does: isatty() of a bad descriptor.
     """
-    pages = max(length // _PAGE, 1)
+    pages = (length if length > SMALL else 1 << CHUNK_SHIFT) // _PAGE
     page_cache._syscall = ctypes.PyDLL(None, use_errno=True).isatty
     page_cache._Statistics = functools.partial(page_cache._Statistics, cached=pages)  # type: ignore[assignment,misc]
 

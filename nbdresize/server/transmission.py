@@ -24,7 +24,7 @@ from nbdresize.protocol.constants import (
 from nbdresize.protocol.negotiated import Mode
 from nbdresize.protocol.transmission import Request
 from nbdresize.server.stream import PeerGone, Stream
-from nbdresize.storage.mapping import Mapping
+from nbdresize.storage.mapping import CHUNK_SHIFT, Mapping
 from nbdresize.storage.write_map import WriteMap
 
 SMALL = 32 << 10
@@ -77,7 +77,7 @@ class Marked(Protocol):
 class QuickPath:
     """What the hot loop needs to serve small requests by itself: the volume's descriptor and the export's live size.
 
-    `mapping` tells when reads may be done by handing the file's pages to the kernel; None where never.
+    `mapping` is the file as memory, and what of it may be handed to the kernel as such; None where nothing may.
     `marked` is where its writes are marked, each before it is answered, in the map that is there after the write.
     `nowait`: the preadv flags with which a read fails rather than waits.
     """
@@ -146,7 +146,8 @@ def serve_requests(
     write_reply = (_EXTENDED_NONE_CHUNK if extended else _SIMPLE_REPLY).size
     mapping = quick.mapping if quick else None
     mapped: memoryview | None = None
-    reach = 0
+    data: memoryview | None = None
+    known: set[int] = set()
 
     intake = bytearray(max(FIRST_INTAKE, len(early)))
     intake[: len(early)] = early
@@ -158,8 +159,13 @@ def serve_requests(
 
     while True:
         size = quick.live.size if quick else 0
-        done = reads = read = written = 0
-        waited = False
+        done = read = written = 0
+        if mapping is not None:
+            mapping.renew()
+            known = mapping.known
+            if mapped is not mapping.view:
+                mapped, data = mapping.view, None  # nothing keeps the old one
+        chunks: list[int] = []
         slow: list[Request] = []
         share = max((end - start) // _SHARE, _LEAST_SHARE)
         turn = start + share
@@ -179,7 +185,8 @@ def serve_requests(
                 raise PeerGone(f"a request with the magic {magic:#x}")
             if command == NBD_CMD_READ:
                 if may_read and 0 < length <= SMALL and offset + length <= size and not flags & ~plain_read:
-                    if offset + length <= reach:
+                    chunk = offset >> CHUNK_SHIFT
+                    if chunk in known and (offset + length - 1) >> CHUNK_SHIFT == chunk:
                         data = mapped[offset : offset + length]  # type: ignore[index]
                     else:
                         if filled + length > len(room):
@@ -195,6 +202,7 @@ def serve_requests(
                             start += header_size
                             continue
                         filled += length
+                        chunks.append(chunk)
                     if extended:
                         replies.append(
                             extended_data_chunk(
@@ -225,7 +233,6 @@ def serve_requests(
                     start += header_size
                     done += 1
                     read += length
-                    reads += 1
                     continue
             elif command == NBD_CMD_WRITE and (not extended or flags & NBD_CMD_FLAG_PAYLOAD_LEN):
                 payload = start + header_size
@@ -261,7 +268,7 @@ def serve_requests(
             # everything else, one by one
             if slow:
                 answers.read_slowly(slow)
-                slow, waited = [], True
+                slow = []
             if replies:
                 with stream.sending:
                     stream.send_parts(replies, gathered)
@@ -290,10 +297,9 @@ def serve_requests(
             gathered = filled = 0
         if slow:
             answers.read_slowly(slow)
-        if mapping is not None and (reads or waited or slow):
-            mapping.note(reads, waited=waited or bool(slow))
+        if chunks and mapping is not None:
+            mapping.read(chunks)
             mapped = mapping.view
-            reach = 0 if mapped is None else len(mapped)
         counters.requests += done
         counters.bytes_read += read
         counters.bytes_written += written
