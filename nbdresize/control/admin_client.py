@@ -218,7 +218,8 @@ def _parsed(path: Path, received: bytes) -> dict[str, Any]:
     if len(line) >= LONGEST_LINE:
         raise ServerFailed(f"The server at {path} answered with more than {LONGEST_LINE} bytes")
     if not newline:
-        raise ServerFailed(f"The server at {path} ended the connection without an answer")
+        problem = f"The server at {path} ended the connection without an answer"
+        raise ServerFailed(problem) from ConnectionAbortedError(problem)
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError):

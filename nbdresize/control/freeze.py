@@ -23,6 +23,8 @@ from nbdresize.errors import ResourceInUse, ServerFailed
 
 _LONGEST_PROBLEM = 300
 _LEAVING = 0.1
+_DYING = 2.0
+"""How long a process that is killed may take to close its sockets, one after the other, in seconds."""
 """Seconds for a client that no server knows: one that was just about to come in, or to go."""
 
 
@@ -135,12 +137,8 @@ class _Frozen:
         try:
             yield
         except ServerFailed as error:
-            try:
-                Conversation(path, time.monotonic() + _LEAVING).close()
-            except NoServer:
+            if _ends(path, _DYING if isinstance(error.__cause__, ConnectionError) else 0):
                 raise InstantLost(f"the server at {path} has just ended") from error
-            except ServerFailed:
-                pass
             raise ServerFailed(
                 error.problem,
                 f"restart it (process {path.name.partition('-')[0]}), or detach all clients of "
@@ -155,3 +153,18 @@ def _taken(site: Site, disk: Disk, stack: ExitStack, wait: float) -> bool:
     except ResourceInUse:
         return False
     return True
+
+
+def _ends(path: Path, seconds: float) -> bool:
+    """Whether nobody listens there any more, at once or within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            Conversation(path, time.monotonic() + _LEAVING).close()
+        except NoServer:
+            return True
+        except ServerFailed:
+            pass
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -271,8 +272,8 @@ def test_a_server_that_does_not_answer_matters_only_where_clients_are(
 def test_clients_of_a_server_that_nobody_finds_are_told_of(site: Site, disks: tuple[Disk, ...], tmp_path: Path) -> None:
     with serving(site, tmp_path / "server") as server, attached(server), serving(site, tmp_path / "other"):
         [worker] = server.workers()
-        [socket] = site.state.run.glob(f"{worker}-*.admin")
-        socket.unlink()
+        [path] = site.state.run.glob(f"{worker}-*.admin")
+        path.unlink()
         refused = pytest.raises(ResourceInUse, match="vm/disk0 has clients of a server that can't be asked")
         with refused, instant(site, disks):
             pytest.fail("an instant without the server")
@@ -301,6 +302,32 @@ def test_a_server_that_ends_meanwhile_loses_the_instant(site: Site, disks: tuple
             server.end()
         with pytest.raises(nbd.Error):
             client.pwrite(b"x", 0)
+
+
+@pytest.mark.parametrize("read", [1, 1 << 20], ids=["reset", "closed"])
+def test_a_server_that_is_killed_while_it_is_asked_loses_the_instant(
+    site: Site, disks: tuple[Disk, ...], read: int
+) -> None:
+    """A killed process closes its sockets one after the other: for a moment it can be reached, and says nothing."""
+    site.state.run.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        with admin_client.reachable(site.state.run / "4242-0000aaaa.admin") as address:
+            listening.bind(address)
+        listening.listen()
+        listening.settimeout(LONG)
+
+        def die() -> None:
+            with listening.accept()[0] as asking:
+                asking.recv(read)
+            for _ in range(3):
+                listening.accept()[0].close()
+            listening.close()
+
+        dying = threading.Thread(target=die, daemon=True)
+        dying.start()
+        with pytest.raises(InstantLost):
+            freeze._Frozen(site.state, disks)
+        dying.join(LONG)
 
 
 # The order of what clients do
