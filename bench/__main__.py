@@ -92,11 +92,13 @@ def measure(options: Options, suites: list[Suite], output: Path) -> int:
         say(f"bench: warning: {worry}")
     session = Session(options, say, saved=lambda run: save(run, output / markdown.RUN))
     before = _charts_of(output)
-    other = signal.signal(signal.SIGTERM, _interrupt)
+    ends = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    others = {each: signal.signal(each, _interrupt) for each in ends}
     try:
         session.measure(suites)
     finally:
-        signal.signal(signal.SIGTERM, other)
+        for number, other in others.items():
+            signal.signal(number, other)
     run = session.run()
     write(run, output, before)
     print(summary(run, output))

@@ -115,14 +115,14 @@ def _anonymous(pid: int) -> int:
 def serving(name: str, file: Path, place: Path, setting: Setting, core: int | None) -> Iterator[Peer]:
     """A server of `file`, pinned to `core` if one is given, that takes connections; it has ended after the block.
 
-    `place` is a directory with a short path (that of a socket has 107 bytes at most), for its socket, and for the
-    certificates, which all servers of one place share. Raises Missing, and ServerFailed with what it said.
+    `place` is a directory for the certificates, which all servers of one place share. Sockets lie in a directory of
+    their own, since their paths have to be short (107 bytes). Raises Missing, and ServerFailed with what it said.
     """
     require(name)
     certificates = place / "certificates"
     if setting.transport is Transport.TLS and not certificates.exists():
         make_certificates(certificates)
-    with tempfile.TemporaryDirectory(prefix="s", dir=place) as directory, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="nbdr-") as directory, contextlib.ExitStack() as stack:
         peer = None
         for attempt in range(_ATTEMPTS):
             own = Path(directory) / str(attempt)

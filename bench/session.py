@@ -155,6 +155,6 @@ class Session:
             settings["suites that failed"] = ", ".join(self.failed)
         if self.stopped:
             settings["interrupted"] = "yes: what is missing was not measured"
-        sections = [each for each in self.sections if any((each.comparisons, each.figures, each.curves))]
+        sections = [each for each in self.sections if any((each.comparisons, each.figures, each.curves, each.remarks))]
         took = time.monotonic() - self._began
         return Run(self.started, took, self._machine, self._versions, settings, sections)

@@ -68,6 +68,8 @@ def _on_medium(
             section.remarks.append(f"Nothing was measured on {medium.value}: {error}.")
             for row in wanted:
                 tell(f"{row.name}: left out: {error}")
+            if any(row.targets for row in wanted):
+                failed.append(f"nothing was measured on {medium.value}: {error}")
             return
         bench = Bench(Disks(place, options.size), options)
         for row in wanted:
@@ -75,6 +77,7 @@ def _on_medium(
                 comparison = bench.measure(row)
             except NbdresizeError as error:
                 failed.append(f"{row.name}: {error}")
+                section.remarks.append(f"{row.name}: failed: {error}")
                 tell(f"{row.name}: failed: {error}")
                 continue
             section.comparisons.append(comparison)
@@ -141,8 +144,10 @@ class Bench:
     def _prepare(self, peer: Peer, setting: Setting, file: Path, core: int | None) -> None:
         load = setting.load
         with peer.watched():
-            kind = (peer.name, setting.transport, setting.workers, replace(load, depth=1))
+            kind = (peer.name, setting.transport, setting.workers, setting.cold, load)
             if kind not in self._verified:
+                if setting.cold:
+                    places.drop_from_page_cache(file)
                 most = min(_MOST_VERIFIED, max(_VERIFIED_BLOCKS * load.block, 2 * MIB))
                 check(load, peer.uri, reference=None if load.writes else file, most=most)
                 self._verified.add(kind)

@@ -111,12 +111,13 @@ def test_a_suite_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None
     assert code == 1
     assert "bad: failed: fio is missing: run: scripts/setup --bench\nbroken: failed: KeyError: 'x'\nTraceback" in told
     run = stored.load(tmp_path / "out" / RUN)
-    assert [section.suite for section in run.sections] == ["good"]
+    assert [section.suite for section in run.sections] == ["bad", "good"]
+    assert "half" in (tmp_path / "out" / REPORT).read_text()
     assert run.settings["suites that failed"] == "bad, broken, gone"
     assert "gone: failed: ModuleNotFoundError: No module named 'bench.gone'" in told
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_ends_it_and_what_was_measured_is_written(tmp_path: Path, number: signal.Signals) -> None:
     slow = f"""
     import pathlib, threading

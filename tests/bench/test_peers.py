@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def test_a_server_that_does_not_start_says_why(name: str, tmp_path: Path, monkey
     monkeypatch.setattr(peers, "_SECONDS", 3.0)
     place = tmp_path / ("long" * 30)  # no path for a socket
     place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
     with pytest.raises(ServerFailed, match=name):
         serving(name, make_disk(tmp_path, MIB), place, Setting(LOAD), None).__enter__()
     assert list(place.iterdir()) == []

@@ -42,7 +42,7 @@ def test_one_row_of_all_servers_from_one_end_to_the_other(options: Options) -> N
     for [sample] in comparison.samples.values():
         assert sample.rate > 0
         assert math.isclose(sample.throughput, sample.rate * 4096)
-        assert sample.processor > 0
+        assert sample.processor >= 0  # counted in steps of 10 ms
         assert sample.latency is not None
         assert sample.memory is not None
         assert sample.memory > 100 << 10
