@@ -75,6 +75,16 @@ def test_a_command_is_answered_or_refused(machine: Machine) -> None:
         assert monitor.execute("query-name") == {}
 
 
+def test_events_before_the_first_answer_are_none(tmp_path: Path) -> None:
+    """QEMU takes commands, and tells events, a moment before it has answered that it does."""
+    event = b'{"event": "JOB_STATUS_CHANGE", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}\n'
+    greeting = json.dumps(GREETING).encode() + b"\n"
+    with listening(tmp_path / "qmp", greeting, event + event, answers=[{}, event, 7]):
+        monitor = Monitor.connect(tmp_path / "qmp")
+        with monitor:
+            assert monitor.execute("query-status") == 7
+
+
 def test_sessions_follow_one_another(machine: Machine) -> None:
     for _ in range(5):
         assert machine.execute("query-status")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from nbdresize.client.deadline import Deadline
 from nbdresize.control.admin_client import reachable
@@ -54,6 +54,16 @@ def reading(command: str) -> Iterator[None]:
         ) from None
 
 
+class _Client(QMPClient):
+    """The library's client, which takes an event for a wrong answer where it comes right before the session's first."""
+
+    async def _do_recv(self) -> Message:
+        message = await super()._do_recv()
+        while self.runstate is Runstate.CONNECTING and "event" in message:
+            message = await super()._do_recv()
+        return message
+
+
 class Monitor:
     """A QMP session; one thread may use it. Made by `connect`.
 
@@ -65,7 +75,7 @@ class Monitor:
         self.path = path
         self.pid = _peer(connection)
         self._loop = asyncio.new_event_loop()
-        self._client = QMPClient("nbdresize")
+        self._client = _Client("nbdresize")
         # Nobody takes events out of its queue, which has no end.
         self._client.events.event_filter = lambda event: False
         try:
