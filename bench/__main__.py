@@ -164,7 +164,10 @@ def compare(old: Run, new: Run, *, as_json: bool) -> int:
     print(changes.as_table(found))
     for remark in changes.remarks(old, new):
         print(f"Not the same: {remark}")
-    print("Worse, beyond noise." if worse else "Nothing of ours is worse beyond noise.")
+    gone = sum(each.ours and each.old is not None and each.new is None for each in found)
+    if gone:
+        print(f"{gone} numbers of ours are in the old run only: not measured in the new one, or refused there.")
+    print("Worse, beyond noise." if worse else "Nothing of ours that both have is worse beyond noise.")
     return _FAILED if worse else 0
 
 

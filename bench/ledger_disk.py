@@ -70,6 +70,7 @@ def served(front: str, size: int, directory: Path, *, pinned: bool = True) -> It
             with volume.open("r+b") as opened:
                 for _ in range(0, size, MIB):
                     opened.write(os.urandom(MIB))
+                os.fsync(opened.fileno())  # which would go on during the first grows otherwise
             with _running(front, state, Path(sockets) / "nbd.sock") as process:
                 if pinned:
                     _pin(process)

@@ -16,6 +16,7 @@ from bench.model import Curve, Figure, Section, Spread
 from bench.options import Options
 from bench.resize_stages import STAGES, StageClock
 from bench.timed_load import Kind, TimedLoad
+from nbdresize.errors import ServerFailed
 
 _DEPTH = 16
 _LARGEST = 256 * MIB
@@ -58,7 +59,10 @@ def run(options: Options, tell: Tell, amounts: Amounts | None = None) -> Section
     """
     section = Section("resizing", "Resizes under load")
     options.keep(section)
-    _Suite(options, tell, amounts or (FULL if options.full else QUICK), section).run()
+    suite = _Suite(options, tell, amounts or (FULL if options.full else QUICK), section)
+    suite.run()
+    if suite.failed:
+        raise ServerFailed(f"{suite.failed} of {suite.requests} requests failed around grows", "see the server's log")
     return section
 
 

@@ -19,7 +19,7 @@ from bench.options import MIB, Options
 from bench.peers import Peer
 from bench.rounds import Measure, compare, ratios
 from bench.throughput_rows import rows
-from nbdresize.errors import NbdresizeError, ServerFailed
+from nbdresize.errors import InvalidArgument, NbdresizeError, ServerFailed
 from nbdresize.loads.checking import check
 from nbdresize.loads.model import Load, Measured
 from nbdresize.loads.running import run as put_on
@@ -149,7 +149,7 @@ class Bench:
                 if setting.cold:
                     places.drop_from_page_cache(file)
                 most = min(_MOST_VERIFIED, max(_VERIFIED_BLOCKS * load.block, 2 * MIB))
-                check(load, peer.uri, reference=None if load.writes else file, most=most)
+                check(load, peer.uri, reference=file, most=most)
                 self._verified.add(kind)
             put_on(load, peer.uri, _WARM_UP, core=core)
 
@@ -161,6 +161,9 @@ def _sample(peer: Peer, setting: Setting, file: Path, seconds: float, core: int 
         places.settle(file)
     before = peer.processor_seconds()
     measured = put_on(setting.load, peer.uri, seconds, core=core)
+    if setting.cold and measured.payload > file.stat().st_size:
+        way_out = "the second time it was not cold: give less --seconds or a larger --size"
+        raise InvalidArgument(f"{file.name} was read more than once in {seconds:g} s", way_out)
     return sample_of(measured, peer.processor_seconds() - before, peer.memory())
 
 

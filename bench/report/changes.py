@@ -2,8 +2,9 @@
 
 Ratios against nbdkit of the same run are compared, so that a machine that was slower on that day does not look like a
 slower server. A change counts where it is more than noise: the two intervals (see `bench.rounds`) have nothing in
-common, and the medians are at least 5 % apart (1 % for counted instructions, which repeat). Figures that are no ratios,
-such as milliseconds, count only between runs on the same kind of machine.
+common, and the medians are at least 5 % apart (1 % for counted instructions and system calls, which repeat). Figures
+that are no ratios, such as milliseconds, count only between runs on the same kind of machine; of those that are no
+counts, the interval is all that was measured, so that only large changes show. The first failure of anything counts.
 """
 
 import statistics
@@ -20,7 +21,8 @@ OURS = ("native", "nbdkit front")
 """The servers whose changes are the code's. That of another one tells how far the two runs can be compared."""
 _LEAST = 0.05
 _LEAST_OF_COUNTS = 0.01
-"""Of instructions, which are the same each time."""
+"""Of instructions and system calls, which are the same each time."""
+_COUNTED = "per request"
 _MACHINE = ("processor", "cores", "memory", "virtualisation")
 
 
@@ -96,7 +98,7 @@ def remarks(old: Run, new: Run) -> list[str]:
     for name, mine, theirs in (
         *(("the machine's " + part, old.machine.get(part), new.machine.get(part)) for part in (*_MACHINE, "kernel")),
         *((name, old.versions.get(name), new.versions.get(name)) for name in new.versions if name != "nbdresize"),
-        *((name, old.settings.get(name), new.settings.get(name)) for name in new.settings),
+        *((name, old.settings.get(name), new.settings.get(name)) for name in {**new.settings, **old.settings}),
     ):
         if mine != theirs:
             found.append(f"{name}: {mine or NONE} → {theirs or NONE}")
@@ -120,13 +122,15 @@ def _numbers(run: Run) -> Iterator[tuple[tuple[str, str, str], _Number]]:
 
 def _of_figure(figure: Figure) -> _Number:
     value = Value(figure.value.median, figure.value.lowest, figure.value.highest)
-    least = _LEAST_OF_COUNTS if "instructions" in figure.unit else _LEAST
+    least = _LEAST_OF_COUNTS if figure.unit.endswith(_COUNTED) else _LEAST
     return _Number(value, figure.lower_is_better, absolute=True, least=least)
 
 
 def _verdict(old: _Number | None, new: _Number | None, *, same: bool) -> Verdict:
     if old is None or new is None:
         return Verdict.MISSING
+    if new.lower_is_better and old.value.high == 0 < new.value.low:
+        return Verdict.WORSE
     if new.absolute and not same:
         return Verdict.ELSEWHERE
     if new.absolute and new.least == _LEAST and any(each.value.low == each.value.high for each in (old, new)):

@@ -143,7 +143,7 @@ def _memory(comparisons: list[Comparison]) -> str:
         for row in comparisons
         if any(row.row in most[server] for server in servers)
     ]
-    return table(["Peak memory, MiB", *servers], rows)
+    return table(["Most anonymous memory seen, MiB", *servers], rows)
 
 
 def _refusals(comparisons: list[Comparison]) -> str:

@@ -1,5 +1,6 @@
 """`nbdresize bench`: loads on any NBD server, measured or verified."""
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -97,7 +98,16 @@ def bench(
     if uri is None:
         raise Misuse("There is no URI", "give the server's: --uri nbd://localhost/web1/disk0")
     chosen, left_out, size = _fitting(chosen, uri, timeout, write=write)
-    results = _results(chosen, _step(uri, seconds, timeout, verify=verify), json=json)
+    results: list[Measured | int] = []
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started ends as with Ctrl-C
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        _run(chosen, _step(uri, seconds, timeout, verify=verify), results, json=json)
+    except BaseException:
+        if results and not json:
+            _show(chosen[: len(results)], results)
+        raise
     if json:
         rows = [_row_json(load, result) for load, result in zip(chosen, results, strict=True)]
         names = [standard.name(load) for load in left_out]
@@ -176,18 +186,17 @@ def _step(uri: str, seconds: float, timeout: float, *, verify: bool) -> "Callabl
     return lambda load: run(load, uri, seconds, patience=timeout)
 
 
-def _results(
-    loads: "Sequence[Load]", step: "Callable[[Load], Measured | int]", *, json: bool
-) -> "list[Measured | int]":
+def _run(
+    loads: "Sequence[Load]", step: "Callable[[Load], Measured | int]", results: "list[Measured | int]", *, json: bool
+) -> None:
+    """Each of them in turn; what is there when one fails is in `results`."""
     from nbdresize.control.model import Progress
     from nbdresize.loads.standard import name
 
-    results = []
     with progress.shown(json=json) as listener:
         for number, load in enumerate(loads):
             listener(Progress(name(load), number, len(loads), "loads"))
             results.append(step(load))
-    return results
 
 
 def _list(loads: "Sequence[Load]", *, json: bool) -> None:

@@ -32,6 +32,7 @@ VERIFIED = 64 << 20
 
 _PIECE = 1 << 20
 _KEEPS = "the server, or what lies below it, does not keep what it is given"
+_ANSWERS = "the server answers from somewhere else than the file that it is meant to serve"
 _GIVES = "the server gives different bytes by different ways, or somebody writes to the disk meanwhile"
 
 Truth = Callable[[int, int], bytes]
@@ -44,8 +45,9 @@ def check(
     """Run the load once over up to `most` bytes of the disk and verify each of them; how many bytes that were.
 
     What a load writes is derived from its offset, a round and a number that is new each time; two rounds are written,
-    flushed, and read back plainly. What it reads is compared with `reference`, a file with the disk's content, or
-    with a plain read. A mixed load reads blocks that were written before it, beside those that it writes.
+    flushed, and read back plainly, and from `reference` too, if that is given: the file with the disk's content. What
+    it reads is compared with `reference`, or with a plain read. A mixed load reads blocks that were written before it,
+    beside those that it writes.
 
     The loads of fio are run in the same shape by our own client, with structured replies where the server has them, as
     libnbd asks for them.
@@ -58,8 +60,8 @@ def check(
         check_disk(load, plain.negotiated.export, plain.target.shown)
         run = _Run(load, uri, plain, most, patience)
         if load.engine is Engine.NBDCOPY:
-            return run.copied_to() if load.writes else run.copied_from(reference)
-        return run.written() if load.writes else run.read(reference)
+            return run.copied_to(reference) if load.writes else run.copied_from(reference)
+        return run.written(reference) if load.writes else run.read(reference)
 
 
 @dataclass
@@ -78,7 +80,7 @@ class _Run:
         with self._truth(reference) as truth:
             return self._compare(kept, truth, _GIVES)
 
-    def written(self) -> int:
+    def written(self, reference: Path | None) -> int:
         offsets, key = self._offsets(), os.urandom(16)
         block, verified = self.load.block, 0
         mixed = self.load.operation is Operation.MIXED
@@ -89,13 +91,19 @@ class _Run:
             shape = self.load if any(reads) else writing
             kept = self._once(shape, offsets, reads, lambda offset, now=now: now(block, offset))  # type: ignore[misc]
             verified += self._compare(kept, before, _KEEPS)
-            if self.plain.negotiated.export.flags & NBD_FLAG_SEND_FLUSH:
-                self.plain.flush()
-            for offset, was_read in zip(offsets, reads, strict=True):
-                truth = (before if was_read else now)(block, offset)
-                self._equal(self.plain.read(block, offset), truth, offset, _KEEPS)
-                verified += block
+            self._flush()
+            with self._truth(reference) as held:
+                for offset, was_read in zip(offsets, reads, strict=True):
+                    truth = (before if was_read else now)(block, offset)
+                    self._equal(self.plain.read(block, offset), truth, offset, _KEEPS)
+                    if reference is not None:
+                        self._equal(held(block, offset), truth, offset, _ANSWERS)
+                    verified += block
         return verified
+
+    def _flush(self) -> None:
+        if self.plain.negotiated.export.flags & NBD_FLAG_SEND_FLUSH:
+            self.plain.flush()
 
     def copied_from(self, reference: Path | None) -> int:
         size = self.plain.size
@@ -107,12 +115,17 @@ class _Run:
                     self._equal(copied(length, offset), truth(length, offset), offset, _GIVES)
         return size
 
-    def copied_to(self) -> int:
+    def copied_to(self, reference: Path | None) -> int:
         size = self.plain.size
         with copying.source(size, sparse=self.load.sparse) as path, _file(path) as truth:
             copying.copy(self.load, str(path), self.uri, size)
-            for offset, length in _pieces(size):
-                self._equal(self.plain.read(length, offset), truth(length, offset), offset, _KEEPS)
+            self._flush()
+            with self._truth(reference) as held:
+                for offset, length in _pieces(size):
+                    expected = truth(length, offset)
+                    self._equal(self.plain.read(length, offset), expected, offset, _KEEPS)
+                    if reference is not None:
+                        self._equal(held(length, offset), expected, offset, _ANSWERS)
         return size
 
     def _offsets(self) -> list[int]:

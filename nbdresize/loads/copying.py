@@ -16,6 +16,8 @@ _MIB = 1 << 20
 _SPARSE_EVERY = 16 * _MIB
 _GRACE = 60.0
 _SLOWEST = 4 * _MIB
+_LONGEST = 20 * 24 * 3600.0
+"""The longest that a copy may take, in seconds; poll(2) can't wait for 25 days."""
 """A copy that is slower than these many bytes a second is given up."""
 
 
@@ -36,7 +38,7 @@ def copy(load: Load, origin: str, destination: str, size: int, *, core: int | No
         *([] if load.sparse else ["--no-extents", "--sparse=0"]),
         *("--", origin, destination),
     ]
-    finished = programs.run(words, "libnbd-bin", _GRACE + size / _SLOWEST, core)
+    finished = programs.run(words, "libnbd-bin", min(_GRACE + size / _SLOWEST, _LONGEST), core)
     return Measured(-(-size // load.block), size, finished.seconds, None)
 
 

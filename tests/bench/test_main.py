@@ -59,7 +59,7 @@ def start(tmp_path: Path, suites: str, *arguments: str) -> "subprocess.Popen[str
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER + textwrap.dedent(suites))
     return subprocess.Popen(
-        ["env", "--default-signal=INT", sys.executable, driver, f"--output={tmp_path / 'out'}", *arguments],
+        ["env", "--default-signal=INT,HUP", sys.executable, driver, f"--output={tmp_path / 'out'}", *arguments],
         env={**os.environ, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -211,7 +211,7 @@ def test_compare_tells_what_got_worse_and_its_exit_code_says_it(tmp_path: Path) 
     assert "| native: throughput | 2 (1.96–2.04) | 1.7 (1.67–1.73) | -15.0 % | worse |" in worse.stdout
     same = bench("--compare", tmp_path / "old", tmp_path / "old")
     assert (same.returncode, same.stderr) == (0, "")
-    assert same.stdout.endswith("Nothing of ours is worse beyond noise.\n")
+    assert same.stdout.endswith("Nothing of ours that both have is worse beyond noise.\n")
     told = bench("--compare", tmp_path / "old", tmp_path / "new", "--json")
     assert told.returncode == 1
     regressions = [each for each in json.loads(told.stdout)["changes"] if each["regression"]]

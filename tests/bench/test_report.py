@@ -245,13 +245,28 @@ def test_a_figure_measured_once_is_not_judged() -> None:
     assert set(verdicts(once(5), once(50)).values()) == {Verdict.SINGLE}
 
 
-def test_one_percent_more_instructions_counts() -> None:
+@pytest.mark.parametrize("unit", ["instructions per request", "system calls per request"])
+def test_one_percent_more_of_what_is_counted_counts(unit: str) -> None:
     def counted(number: float) -> Run:
-        figure = Figure("4 KiB read", "instructions per request", Spread(number, number, number))
+        figure = Figure("4 KiB read", unit, Spread(number, number, number))
         return dataclasses.replace(made(), sections=[Section("instructions", "I", figures=[figure])])
 
     assert set(verdicts(counted(10_000), counted(10_200)).values()) == {Verdict.WORSE}
     assert set(verdicts(counted(10_000), counted(10_050)).values()) == {Verdict.NOISE}
+
+
+def test_the_first_failed_request_is_worse() -> None:
+    def failed(number: float) -> Run:
+        figure = Figure("requests that failed", "requests", Spread(number, number, number), 0)
+        return dataclasses.replace(made(), sections=[Section("resizing", "R", figures=[figure])])
+
+    assert set(verdicts(failed(0), failed(1)).values()) == {Verdict.WORSE}
+    assert Verdict.WORSE not in verdicts(failed(0), failed(0)).values()
+
+
+def test_what_was_set_only_in_the_old_run_is_told() -> None:
+    old = dataclasses.replace(made(), settings={"interrupted": "yes"})
+    assert "interrupted: yes → —" in changes.remarks(old, dataclasses.replace(made(), settings={}))
 
 
 def test_a_peer_that_got_slower_is_told_but_no_regression_of_ours() -> None:

@@ -14,7 +14,7 @@ from bench.places import NoPlace
 from bench.servers import SERVERS, Missing
 from bench.throughput import Bench, Disks, names
 from bench.throughput_rows import ROWS, rows
-from nbdresize.errors import Inconsistent, ServerFailed
+from nbdresize.errors import Inconsistent, InvalidArgument, ServerFailed
 from nbdresize.loads.model import Engine, Load, Operation
 
 MIB = 1 << 20
@@ -66,9 +66,18 @@ def test_one_row_of_all_servers_from_one_end_to_the_other(options: Options) -> N
 )
 def test_rows_of_every_kind_can_be_measured(name: str, options: Options) -> None:
     row = replace(only(name), servers=("native", "nbdkit file", "nbd-server"))
+    if row.setting.cold:  # of which no part may be read twice
+        options = replace(options, size=128 * MIB, seconds=0.02)
     found = Bench(Disks(options.directory, options.size), options).measure(row)
     assert [len(each) for each in found.samples.values()] == [1, 1, 1]
     assert "a result takes at least" in found.refused
+
+
+def test_what_was_read_twice_was_not_cold(options: Options) -> None:
+    row = replace(only("4 KiB random read, depth 32, cold cache"), servers=("native",))
+    options = replace(options, size=2 * MIB, seconds=1.0)
+    with pytest.raises(InvalidArgument, match="read more than once in 1 s: the second time it was not cold"):
+        Bench(Disks(options.directory, options.size), options).measure(row)
 
 
 def test_a_wrong_byte_is_no_result(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from nbdresize.cli.main import run
 
 PROGRAM = Path(sys.executable).parent / "nbdresize"
-INTERRUPTIBLE = ("env", "--default-signal=INT", PROGRAM)
+INTERRUPTIBLE = ("env", "--default-signal=INT,TERM", PROGRAM)
 """The program, for Ctrl-C to reach it although a shell has started the tests in its background, ignoring SIGINT."""
 SECONDS = 100.0
 

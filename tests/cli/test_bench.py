@@ -181,8 +181,13 @@ def test_a_server_that_falls_silent_is_given_up(nbdresize: Command, tmp_path: Pa
         assert "--timeout" in line
 
 
-@pytest.mark.parametrize("mode", ["batch", "fio", "verify"])
-def test_ctrl_c_ends_it_and_all_that_it_started(nbdresize: Command, uri: str, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [*((mode, signal.SIGINT) for mode in ("batch", "fio", "verify")), ("fio", signal.SIGTERM)],
+)
+def test_a_signal_ends_it_and_all_that_it_started(
+    nbdresize: Command, uri: str, tmp_path: Path, mode: str, number: signal.Signals
+) -> None:
     options = ["--seconds", "3600", "--depth", "2", "--connections", "2"]
     with RawServer(tmp_path, silent_after(5)) as silent:
         if mode == "verify":
@@ -197,13 +202,27 @@ def test_ctrl_c_ends_it_and_all_that_it_started(nbdresize: Command, uri: str, tm
                 started = until(lambda: children(process.pid), what="the load's process")
                 until(lambda: mode == "fio" or len(children(started[0])) == 2, what="both connections")
                 started += children(started[0])
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             assert process.communicate(timeout=SECONDS) == (b"", b"")
             assert process.returncode == 130
             until(lambda: not any(map(alive, started)), what="all of its processes to end")
         finally:
             process.kill()
             process.wait()
+
+
+def test_what_was_measured_before_ctrl_c_is_shown(nbdresize: Command, uri: str) -> None:
+    process = nbdresize.start("bench", "--uri", uri, "--seconds", "0.2")
+    try:
+        first = until(lambda: children(process.pid), what="the first load's process")
+        until(lambda: children(process.pid) not in ([], first), what="the second load's process")
+        process.send_signal(signal.SIGINT)
+        shown, said = process.communicate(timeout=SECONDS)
+        assert (process.returncode, said) == (130, b"")
+        assert b"4K random read, depth 1" in shown
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_terminal_shows_which_load_it_is_at(nbdresize: Command, uri: str) -> None:

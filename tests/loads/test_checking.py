@@ -1,19 +1,22 @@
 """The verified run: it passes on honest servers, and finds a single wrong byte of a dishonest one."""
 
 import select
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nbdresize.client import connect
 from nbdresize.errors import Inconsistent, InvalidArgument, NotAuthorized, PeerFailed, StateUnusable
-from nbdresize.loads.checking import check
+from nbdresize.loads.checking import _Run, check
 from nbdresize.loads.model import Engine, Load, Operation
 from tests.client import raw_server as raw
 from tests.client.conftest import qemu_nbd, stock_nbdkit
 from tests.client.raw_server import Honest, Peer, RawServer
 from tests.loads.conftest import MIB, SIZE, batch
 from tests.peers import Serve
+from tests.wait import until
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,34 @@ def test_writing_is_verified_and_is_what_the_disk_holds_then(uri: str, image: Pa
         assert check(load, uri) == rounds * SIZE
         assert image.read_bytes() != before
         assert image.stat().st_size == SIZE
+
+
+def test_what_is_written_has_to_be_in_the_file(tmp_path: Path) -> None:
+    """nbdkit's cow filter keeps it, and answers from there, but writes none of it to the file."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    path = tmp_path / "cow.sock"
+    command = ["nbdkit", "--foreground", f"--unix={path}", "--filter=cow", "file", str(image)]
+    with subprocess.Popen(command) as server:
+        try:
+            until(path.exists, what="nbdkit")
+            uri = f"nbd+unix:///?socket={path}"
+            for load in (batch(Operation.WRITE, BLOCK, 4), Load(Engine.NBDCOPY, Operation.WRITE, 65536, 4)):
+                assert check(load, uri) > 0
+                with pytest.raises(Inconsistent, match="answers from somewhere else"):
+                    check(load, uri, reference=image)
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def test_half_of_random_blocks_lie_together_and_none_is_chosen_twice(native: str) -> None:
+    """So that servers which do otherwise what is asked for again and again do so here."""
+    with connect(native) as plain:
+        offsets = _Run(batch(Operation.READ, BLOCK, 4), native, plain, 64 * BLOCK, 10)._offsets()
+    assert len(set(offsets)) == len(offsets) == 64
+    assert sum(offset < 64 * BLOCK for offset in offsets) == 32
+    assert offsets != sorted(offsets)
 
 
 def test_mixed_loads_are_verified(uri: str) -> None:
