@@ -23,9 +23,9 @@ from nbdresize.errors import ResourceInUse, ServerFailed
 
 _LONGEST_PROBLEM = 300
 _LEAVING = 0.1
+"""Seconds for a client that no server knows: one that was just about to come in, or to go."""
 _DYING = 2.0
 """How long a process that is killed may take to close its sockets, one after the other, in seconds."""
-"""Seconds for a client that no server knows: one that was just about to come in, or to go."""
 
 
 class InstantLost(Exception):

@@ -291,7 +291,7 @@ class Handle:
         tmpfs looks for a hole page by page, which in a large file takes milliseconds; and not each time, since holes
         that others make are only of interest, not of importance.
         """
-        if self._reads_as_dense:
+        if self._reads_as_dense > 0:  # a trim in another thread may come between this and the next line
             self._reads_as_dense -= 1
             return True
         try:
