@@ -1,6 +1,7 @@
 """Large payloads: moved by the kernel where it can be done, between the socket and the page cache."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -124,12 +125,7 @@ class Transfer:
         """Move the rest of a payload from the socket through a pipe into the file, without copying it out."""
         reading, writing = pipe
         while length:
-            try:
-                piped = os.splice(self._stream.fd, writing, min(length, PIECE))
-            except OSError as error:
-                raise PeerGone(reason(error)) from error
-            if not piped:
-                raise PeerGone("gone within a payload")
+            piped = self._fill(writing, min(length, PIECE))
             length -= piped
             while piped:
                 try:
@@ -143,6 +139,28 @@ class Transfer:
                 piped -= moved
                 offset += moved
         return None
+
+    def _fill(self, writing: int, most: int) -> int:
+        """Wait for bytes, and move all that have come, up to `most`, into the empty pipe; how many those are.
+
+        One write of much takes less than several. A pipe is full too when it has many small pieces; that must not be
+        waited for, since nobody else empties it.
+        """
+        piped = 0
+        while piped < most:
+            flags = os.SPLICE_F_NONBLOCK if piped else 0
+            try:
+                moved = os.splice(self._stream.fd, writing, most - piped, flags=flags)
+            except OSError as error:
+                if piped and error.errno == errno.EAGAIN:
+                    break
+                raise PeerGone(reason(error)) from error
+            if not moved:
+                break
+            piped += moved
+        if not piped:
+            raise PeerGone("gone within a payload")
+        return piped
 
     def _rescue(self, reading: int, offset: int, piped: int) -> NbdresizeError | None:
         """Write by hand what the kernel could not move out of the pipe, which tells the error, if it is one."""

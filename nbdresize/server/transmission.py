@@ -167,6 +167,7 @@ def serve_requests(
                 mapped, data = mapping.view, None  # nothing keeps the old one
         chunks: list[int] = []
         slow: list[Request] = []
+        spliced = False
         share = max((end - start) // _SHARE, _LEAST_SHARE)
         turn = start + share
         while end - start >= header_size:
@@ -284,6 +285,7 @@ def serve_requests(
                     answers.write(request, view[start : start + length])
                 else:
                     answers.receive_write(request, view[start:end])
+                    spliced = stream.direct
                 start += arrived
             elif command == NBD_CMD_DISC:
                 return
@@ -318,7 +320,8 @@ def serve_requests(
             view[:end] = left
         if done == 1:  # with more under way, there is no hurry
             stream.linger()
-        received = stream.recv_into(view[end:])
+        # Behind a long write there often is another one: only its header is taken in, so that all else can be spliced.
+        received = stream.recv_into(view[end : end + header_size] if spliced and not end else view[end:])
         if not received:
             return
         end += received

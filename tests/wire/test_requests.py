@@ -71,6 +71,28 @@ def client(server: NativeServer, mode: str) -> Iterator[RawClient]:
 
 
 @modes
+@pytest.mark.parametrize("piece", [7, 1000, 4096, 200_000])
+def test_long_writes_may_come_in_pieces_of_any_size(client: RawClient, area: int, piece: int) -> None:
+    """Also in so many small ones that no pipe holds them; short ones and reads between are understood as before."""
+    payloads = [os.urandom(length) for length in (100_000, 40_000, 100, 70_000)]
+    flags = PAYLOAD_LEN if client.mode == EXTENDED else 0
+    sent, cookies, offset = b"", [], area
+    for payload in payloads:
+        cookie, header = client.packed(WRITE, offset, len(payload), flags)
+        sent += header + payload
+        cookies.append(cookie)
+        offset += len(payload)
+    cookie, header = client.packed(READ, area, 1000)
+    sent += header
+    for start in range(0, len(sent), piece):
+        client.send(sent[start : start + piece])
+    for each in cookies:
+        assert not client.reply(each).error
+    assert len(client.reply(cookie).data(area, 1000)) == 1000
+    assert client.read(area, offset - area) == b"".join(payloads)
+
+
+@modes
 @pytest.mark.parametrize("length", [1, 511, 4096, 32 << 10, (32 << 10) + 1, 200_000, len(DATA)])
 def test_read_returns_the_bytes(client: RawClient, length: int) -> None:
     for offset in (0, 1, 4095):
