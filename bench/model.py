@@ -3,12 +3,16 @@
 Everything in a result is plain values, so that `to_json` and `from_json` of `bench.report` need no exceptions.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bench import certainty
 from nbdresize.loads.model import Load
+
+_TAIL = 0.99
 
 
 class Medium(Enum):
@@ -107,8 +111,8 @@ class Comparison:
 class Figure:
     """One number of a suite that compares no servers: `value` in `unit` (ms, MiB, instructions, per second …).
 
-    It is the median of `samples` (see `Figure.of`), which tell how well it is known; or it is what was seen but once,
-    and then there are none: a count, an end point, or the most or the least of `extreme_of` measurements.
+    It is the median of `samples` (see `Figure.of`), or another quantile, and they tell how well it is known; or it is
+    what was seen but once, and then there are none: a count, an end point, or the highest of `extreme_of` measurements.
     """
 
     name: str
@@ -118,6 +122,8 @@ class Figure:
     lower_is_better: bool = True
     samples: list[float] = field(default_factory=list)
     """All that `value` is taken from, in the order in which they were measured."""
+    part: float = 0.5
+    """Which quantile of the samples `value` is: of 100 samples, 99 are no higher than that of 0.99."""
     extreme_of: int | None = None
     counted: bool = False
     """Whether it is counted, so that it is the same each time and a few samples do."""
@@ -142,6 +148,14 @@ class Figure:
         highest = max(values)
         return cls(name, unit, Spread(highest, highest, highest), target, extreme_of=len(values))
 
+    @classmethod
+    def tail(cls, name: str, unit: str, values: Sequence[float]) -> "Figure":
+        """The 99th percentile where there are enough of these for it to be known, else the slowest; named so."""
+        if len(values) < certainty.fewest_for(_TAIL):
+            return cls.slowest(f"{name}, slowest", unit, values)
+        late = sorted(values)[math.ceil(_TAIL * len(values)) - 1]
+        return cls(f"{name}, 99 %", unit, Spread(late, late, late), samples=list(values), part=_TAIL)
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -160,6 +174,8 @@ class Curve:
     """Of each line, by x: all that was measured there, in order."""
     lower_is_better: bool | None = None
     """None where neither is better, or where it is not known."""
+    trace: bool = False
+    """Whether it is what was seen as time went, so that a point of another run is not the same thing again."""
 
     def add(self, line: str, x: float, samples: Sequence[float]) -> Spread:
         """One more point of a line: the median of these. Raises statistics.StatisticsError where there are none."""
