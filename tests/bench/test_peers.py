@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,37 @@ def test_memory_is_the_most_that_was_there(file: Path, place: Path) -> None:
             put_on(Load(Engine.BATCH, Operation.READ, MIB, 16), peer.uri, 0.3)
         most = peer.memory()
         assert most > sum(peers._anonymous(process.pid) for process in peer.processes())
+
+
+def test_page_tables_are_memory_of_a_servers_own_and_pages_of_files_are_not(tmp_path: Path) -> None:
+    """512 page tables for one page each, of a file; and 16 MiB of the file besides."""
+    program = (
+        "import mmap, sys\n"
+        "print('before', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "file = open(sys.argv[1], 'rb')\n"
+        "mapped = mmap.mmap(file.fileno(), 1 << 30, access=mmap.ACCESS_READ)\n"
+        "mapped.madvise(mmap.MADV_RANDOM)\n"
+        "sum(mapped[at] for at in range(0, 1 << 30, 2 << 20))\n"
+        "sum(mapped[at] for at in range(0, 16 << 20, 4096))\n"
+        "print('mapped', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    file = tmp_path / "file"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 30)
+    command = [sys.executable, "-c", program, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        peer = Peer("none", "", process.pid)
+        process.stdout.readline()
+        before = peer.memory_now()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        more = peer.memory_now() - before
+        process.stdin.close()
+    assert 2 * MIB <= more < 4 * MIB
 
 
 @pytest.mark.parametrize(
