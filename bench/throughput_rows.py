@@ -34,7 +34,7 @@ def _name(setting: Setting) -> str:
     load = setting.load
     size = f"{load.block // KIB} KiB" if load.block < 1 << 20 else f"{load.block >> 20} MiB"
     if load.engine is Engine.NBDCOPY:
-        what = f"{size} {_COPIES[load.operation]}, {'sparse' if load.sparse else 'full'}"
+        what = f"{size} {_COPIES[load.operation]}, {'the data of a sparse disk' if load.sparse else 'full'}"
     else:
         what = f"{size} {'random' if load.random else 'sequential'} {_WORDS[load.operation]}"
     ways = [
@@ -106,17 +106,29 @@ ROWS = (
     _row(_setting(_WRITE, 4, connections=4, workers=4)),
     _row(_setting(_READ, 4, transport=Transport.TCP)),
     _row(_setting(_READ, 4, transport=Transport.TLS)),
+    _row(_setting(_WRITE, 4, transport=Transport.TCP)),
+    _row(_setting(_WRITE, 4, transport=Transport.TLS)),
     _row(_setting(_READ, 4, medium=Medium.XFS)),
     _row(_setting(_READ, 4, medium=Medium.TMPFS)),
     _row(_setting(_WRITE, 4, medium=Medium.XFS)),
     _row(_setting(_WRITE, 4, medium=Medium.TMPFS)),
+    _row(_setting(_READ, 4, 1, engine=Engine.FIO)),
+    _row(_setting(_READ, 4, 4, engine=Engine.FIO)),
+    _row(_setting(_MIXED, 4, engine=Engine.FIO)),
+    _row(_setting(_READ, 4, engine=Engine.FIO, random=False)),
+    _row(_setting(_READ, 4, engine=Engine.FIO, connections=4, workers=4)),
     # Around 256 KiB in sequence.
     _row(_setting(_READ, 256, random=True)),
     _row(_setting(_MIXED, 256)),
     _row(_setting(_READ, 256, 1)),
     _row(_setting(_READ, 256, 64)),
     _row(_setting(_READ, 256, engine=Engine.FIO)),
+    _row(_setting(_WRITE, 256, engine=Engine.FIO)),
+    _row(_setting(_READ, 1024, engine=Engine.FIO)),
+    _row(_setting(_WRITE, 1024, engine=Engine.FIO)),
     _row(_setting(_READ, 256, transport=Transport.TCP)),
+    _row(_setting(_WRITE, 256, transport=Transport.TCP)),
+    _row(_setting(_WRITE, 256, transport=Transport.TLS)),
     _row(_setting(_READ, 256, medium=Medium.TMPFS)),
     _row(_setting(_WRITE, 256, medium=Medium.XFS)),
     _row(_setting(_READ, 256, cold=True)),

@@ -100,6 +100,15 @@ def test_a_sparse_disk_is_mostly_holes(tmp_path: Path) -> None:
     assert 0 < disk.stat().st_blocks * 512 <= MIB
 
 
+def test_what_is_data_of_a_disk_is_told_from_its_holes(tmp_path: Path) -> None:
+    assert places.data_bytes(make_disk(tmp_path, 8 * MIB, sparse=True)) == 4 * (64 << 10)
+    assert places.data_bytes(make_disk(tmp_path, 3 * MIB)) == 3 * MIB
+    hole = tmp_path / "hole"
+    with hole.open("wb") as file:
+        file.truncate(MIB)
+    assert places.data_bytes(hole) == 0
+
+
 def test_a_cold_file_is_not_in_memory_and_a_warm_one_is(tmp_path: Path) -> None:
     with mounted("ext4", tmp_path) as place:
         disk = make_disk(place, 4 * MIB)
