@@ -3,6 +3,9 @@
 The centres are 4 KiB at random and 256 KiB in sequence, both at depth 16, on one connection over a unix socket, with
 the file in the page cache. The load is our own client's; fio's rows beside it show how much of a server's speed fio
 hides, since it costs more per request than a fast server does.
+
+All servers are compared in the rows of our own client over a unix socket on ext4. The plain plugin, the limit of Python
+glue, is left out elsewhere, and nbd-server of fio's rows: what they do there follows, and the whole run is to end.
 """
 
 from dataclasses import replace
@@ -27,7 +30,15 @@ def rows(options: Options) -> list[Row]:
 
 
 def _row(setting: Setting, *targets: Target, quick: bool = False) -> Row:
-    return Row(_name(setting), setting, tuple(SERVERS), targets, quick)
+    return Row(_name(setting), setting, tuple(name for name in SERVERS if _takes_part(name, setting)), targets, quick)
+
+
+def _takes_part(server: str, setting: Setting) -> bool:
+    """Whether it is compared in that row, if it can do it at all."""
+    if server == "nbd-server":
+        return setting.load.engine is not Engine.FIO
+    usual = setting.medium is Medium.EXT4 and setting.transport is Transport.UNIX and not setting.cold
+    return server != "nbdkit python" or (usual and setting.load.engine is Engine.BATCH)
 
 
 def _name(setting: Setting) -> str:
