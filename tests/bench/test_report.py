@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 
 from bench.model import Comparison, Curve, Figure, Run, Section, Spread
@@ -194,7 +195,7 @@ def test_a_curve_shows_its_spread_and_no_refused_point(tmp_path: Path) -> None:
     section = Section("s", "S", curves=[curve])
     [chart] = charts.charts(dataclasses.replace(made(), sections=[section]))
     figure = charts._figure_of_lines(curve)
-    shown = [list(map(float, line.get_ydata())) for line in figure.axes[0].get_lines()]
+    shown = [numpy.asarray(line.get_ydata()).tolist() for line in figure.axes[0].get_lines()]
     assert shown == [[5.1], [4.8, 5.5]]
     assert charts.draw([chart], tmp_path)
     wild = dataclasses.replace(curve, lines={"wild": curve.lines["wild"]})
