@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.model import Curve, Section, Setting
 from bench.options import MIB, Options
 from bench.peers import Peer, serving
-from bench.places import make_disk
+from bench.places import kept_warm, make_disk
 from bench.rounds import rotated, spread
 from nbdresize.loads.model import Engine, Load, Operation
 from nbdresize.loads.running import run as put_load
@@ -57,7 +57,8 @@ def run(options: Options, section: Section, tell: Callable[[str], None]) -> None
     section.remarks.append(f"Every busy connection keeps {DEPTH} random reads of 4 KiB under way.")
     with tempfile.TemporaryDirectory(prefix="nbdresize-bench-", dir=options.directory) as directory:
         file = make_disk(Path(directory), min(options.size, _LARGEST_FILE))
-        widest = max(_point(count, options, file, rate, memory, tell) for count in wanted)
+        with kept_warm(file):
+            widest = max(_point(count, options, file, rate, memory, tell) for count in wanted)
     if widest > 1:
         section.remarks.append(
             f"Of a point of these curves, which is the median of its rounds, the fastest round was up to {widest:.2f}"

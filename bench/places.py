@@ -220,12 +220,19 @@ def drop_from_page_cache(path: Path) -> None:
         )
 
 
-def warm(path: Path) -> None:
-    """Have all of the file in the page cache."""
-    buffer = bytearray(MIB)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+@contextmanager
+def kept_warm(path: Path) -> Iterator[None]:
+    """All of the file is in the page cache, and stays there for as long as this lasts.
+
+    It is mapped, and each of its pages looked at. Pages that no process has mapped may be taken out of the page cache
+    any time although there is room (by DAMON, which reclaims what seems unused): reads of servers would then be cold
+    now and then, those of slow servers most of all.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped.madvise(mmap.MADV_WILLNEED)
+        for offset in range(0, len(mapped), _PAGE):
+            mapped[offset]
+        yield
 
 
 def cached(path: Path) -> int:

@@ -130,8 +130,8 @@ class Bench:
             running = {name: stack.enter_context(peers.serving(name, file, place, setting, server)) for name in able}
             for peer in running.values():
                 self._prepare(peer, setting, file, client)
-            if not setting.load.writes:
-                places.warm(file)
+            if not setting.cold:
+                stack.enter_context(places.kept_warm(file))
             copied = _copied(setting.load, file) if setting.load.sparse else None
             return compare(
                 replace(row, servers=able),
