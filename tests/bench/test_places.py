@@ -123,7 +123,7 @@ def test_a_cold_file_is_not_in_memory_and_a_warm_one_stays_there(tmp_path: Path)
         disk = make_disk(place, 4 * MIB)
         drop_from_page_cache(disk)
         assert cached(disk) <= 4 * MIB // 100
-        with kept_warm(disk), pytest.raises(VolumeFailed, match="4 MiB of .* stay in the page cache"):
+        with kept_warm(disk), pytest.raises(VolumeFailed, match=r"4 MiB of .* stay in the page cache"):
             drop_from_page_cache(disk)
         drop_from_page_cache(disk)
 
