@@ -38,7 +38,7 @@ def test_one_row_of_all_servers_from_one_end_to_the_other(options: Options) -> N
     section = throughput.run(options, told.append)
     assert kept == [section]
     [comparison] = section.comparisons
-    assert list(comparison.samples) == list(SERVERS)
+    assert list(comparison.samples) == [name for name in SERVERS if name != "nbdkit python"]
     for [sample] in comparison.samples.values():
         assert sample.rate > 0
         assert math.isclose(sample.throughput, sample.rate * 4096)
