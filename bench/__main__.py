@@ -1,7 +1,7 @@
 """The command line of the benchmarks; scripts/bench sets up what they need and runs this.
 
 Exit codes: 0; 1 a suite failed, or (--compare) something got worse; 2 a mistake in the arguments or files; 3 measured,
-but some rows are refused, since their rounds differ too much; 130 interrupted, with what there is written.
+but some numbers are refused, since what was measured differs too much; 130 interrupted, with what there is written.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from typing import NoReturn
 from bench.model import Run
 from bench.options import MIB, ROUNDS, SECONDS, SIZE, Options
 from bench.report import changes, charts, markdown
+from bench.report.figures import of_figure, refused_names
 from bench.report.machine import worries
 from bench.report.stored import Unreadable, load, save
-from bench.report.wording import of_figure, of_target, reasons
+from bench.report.wording import of_target, reasons
 from bench.rounds import Measure
 from bench.session import SUITES, Session, Suite, planned
 from nbdresize.errors import InvalidArgument
@@ -106,8 +107,7 @@ def measure(options: Options, suites: list[Suite], output: Path) -> int:
         return _INTERRUPTED
     if session.failed:
         return _FAILED
-    refused = any(reasons(row) for section in run.sections for row in section.comparisons)
-    return _REFUSED if refused else 0
+    return _REFUSED if _refused(run) else 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -139,10 +139,18 @@ def summary(run: Run, output: Path) -> str:
     outcomes = [text.partition(": ")[2].partition(",")[0] for text in asked if text]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("met", "missed", "not known")]
     lines = [f"Targets: {', '.join(counts)}.", f"Report: {_shown(output / markdown.REPORT)}"]
-    refused = [row.row for row in rows if reasons(row)]
-    if refused:
+    if refused := _refused(run):
         lines.insert(1, f"Refused, wholly or in part, since rounds differ too much: {', '.join(refused)}.")
     return "\n".join(lines)
+
+
+def _refused(run: Run) -> list[str]:
+    """Rows, figures and curves of which not everything has a number."""
+    return [
+        name
+        for section in run.sections
+        for name in (*(row.row for row in section.comparisons if reasons(row)), *refused_names(section))
+    ]
 
 
 def _shown(path: Path) -> str:

@@ -1,10 +1,9 @@
 """Throughput and memory over the number of busy connections.
 
 Every connection has 4 requests of 4 KiB under way, as a client with a little work does: more connections are more work,
-not the same work in smaller parts.
+not the same work in smaller parts. Memory is looked at under the same load before, not while requests are counted.
 """
 
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -13,7 +12,7 @@ from pathlib import Path
 from bench.model import Curve, Section, Setting
 from bench.options import MIB, Options
 from bench.peers import Peer, serving
-from bench.places import make_disk
+from bench.places import kept_warm, make_disk
 from bench.rounds import rotated, spread
 from nbdresize.loads.model import Engine, Load, Operation
 from nbdresize.loads.running import run as put_load
@@ -23,13 +22,15 @@ QUICK = (1, 16)
 DEPTH = 4
 _BLOCK = 4096
 _LARGEST_FILE = 256 * MIB
-_MOST_ROUNDS = 3
+_MOST_ROUNDS = 5
 _SHORTEST, _LONGEST = 0.3, 1.0
 SERVERS = {
     "native": ("native", 1),
     "native, 2 workers": ("native", 2),
     "nbdkit file": ("nbdkit file", 1),
+    "nbdkit python": ("nbdkit python", 1),
     "qemu-nbd": ("qemu-nbd", 1),
+    "nbd-server": ("nbd-server", 1),
 }
 """Each line, with its server and the processes of ours."""
 
@@ -43,13 +44,21 @@ def run(options: Options, section: Section, tell: Callable[[str], None]) -> None
     wanted = _wanted(options)
     if not wanted:
         return
-    rate = Curve("4 KiB reads over busy connections", "busy connections", "requests per second", _lines(), True)
-    memory = Curve("Memory over busy connections", "busy connections", "MiB", _lines(), True)
+    rate = Curve(
+        "4 KiB reads over busy connections",
+        "busy connections",
+        "requests per second",
+        _lines(),
+        True,
+        lower_is_better=False,
+    )
+    memory = Curve("Memory over busy connections", "busy connections", "MiB", _lines(), True, lower_is_better=True)
     section.curves.extend((rate, memory))
     section.remarks.append(f"Every busy connection keeps {DEPTH} random reads of 4 KiB under way.")
     with tempfile.TemporaryDirectory(prefix="nbdresize-bench-", dir=options.directory) as directory:
         file = make_disk(Path(directory), min(options.size, _LARGEST_FILE))
-        widest = max(_point(count, options, file, rate, memory, tell) for count in wanted)
+        with kept_warm(file):
+            widest = max(_point(count, options, file, rate, memory, tell) for count in wanted)
     if widest > 1:
         section.remarks.append(
             f"Of a point of these curves, which is the median of its rounds, the fastest round was up to {widest:.2f}"
@@ -63,12 +72,13 @@ def _point(count: int, options: Options, file: Path, rate: Curve, memory: Curve,
     found: dict[str, list[float]] = {line: [] for line in SERVERS}
     with ExitStack() as stack:
         peers = {line: stack.enter_context(peer) for line, peer in _peers(count, file, file.parent)}
+        for line, peer in peers.items():
+            memory.lines[line].append((count, _most_memory(peer, count) / MIB))
         for number in range(rounds):
             for line in rotated(list(SERVERS), number):
                 found[line].append(_sample(peers[line], count, options))
-        for line, peer in peers.items():
-            rate.lines[line].append((count, statistics.median(found[line])))
-            memory.lines[line].append((count, peer.memory() / MIB))
+        for line in peers:
+            rate.add(line, count, found[line])
     shown = ", ".join(f"{line} {spread(values).median:,.0f}" for line, values in found.items())
     tell(f"{_name(count)}: requests per second: {shown}")
     return max(max(values) / min(values) for values in found.values())
@@ -79,11 +89,17 @@ def _peers(count: int, file: Path, place: Path) -> Iterator[tuple[str, AbstractC
         yield line, serving(name, file, place, Setting(_load(count), workers=workers), None)
 
 
+def _most_memory(peer: Peer, count: int) -> int:
+    """Bytes, while it works."""
+    with peer.watched():
+        put_load(_load(count), peer.uri, _SHORTEST)
+    return peer.memory()
+
+
 def _sample(peer: Peer, count: int, options: Options) -> float:
     """Requests per second."""
     seconds = min(max(options.seconds, _SHORTEST), _LONGEST) if options.full else _SHORTEST
-    with peer.watched():
-        return put_load(_load(count), peer.uri, seconds, warm_up=seconds / 5).rate
+    return put_load(_load(count), peer.uri, seconds, warm_up=seconds / 5).rate
 
 
 def _load(count: int) -> Load:

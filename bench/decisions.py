@@ -6,17 +6,16 @@ volume: there is none here, so whoever looked for one would fail.
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.around_grows import percentile
 from bench.deciding import PARTS, Deciding, side_by_side, take_back
 from bench.full_ledger import DISKS, Filling, full_ledger, vm_name
 from bench.model import Curve, Figure, Section, Spread
+from bench.mounts import described
 from bench.options import Options
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
@@ -43,7 +42,7 @@ class Amounts:
     seconds: float = 1.0
     """Of deciding side by side, for each number of processes."""
     processes: tuple[int, ...] = (1, 2, 4)
-    commands: int = 3
+    commands: int = 5
     """Runs of each command, and of it for each point of the curve."""
     listed: tuple[int, ...] = (10, 100, 1000)
     """VMs, for the curve."""
@@ -73,6 +72,7 @@ def run(options: Options, tell: Tell, amounts: Amounts | None = None) -> Section
     amounts = amounts or (FULL if options.full else QUICK)
     section = Section("decisions", "Decisions and listings with full ledgers")
     options.keep(section)
+    section.remarks.append(f"The ledgers lay on {described(options.directory)}.")
     wanted = names(options)
     steps = {_DECIDING: _decisions, _RATE: _rates, _COMMANDS: _commands}
     if set(steps) & set(wanted):
@@ -103,8 +103,7 @@ def _decisions(state: StateDirectory, amounts: Amounts, section: Section, tell: 
         take_back(ledger)
     took = [sum(parts) for parts in deciding.parts]
     _add(section, tell, _DECIDING, took, DECISION)
-    late = percentile(sorted(took), 0.99) * 1e3
-    section.figures.append(Figure(f"{_DECIDING}, 99 %", "ms", Spread(late, late, late)))
+    section.figures.append(Figure.tail(_DECIDING, "ms", [each * 1e3 for each in took]))
     for part, seconds in zip(PARTS, zip(*deciding.parts, strict=True), strict=True):
         _add(section, tell, f"{_DECIDING}: {part}", seconds)
 
@@ -118,10 +117,14 @@ def _rates(state: StateDirectory, amounts: Amounts, section: Section, tell: Tell
             take_back(control._site.ledger)
         name = f"{_RATE}, {processes} {'process' if processes == 1 else 'processes at once'}"
         section.figures.append(Figure(name, "per second", Spread(rate, rate, rate), lower_is_better=False))
-        section.figures.append(Figure(f"{name}: the slowest", "ms", Spread(slowest, slowest, slowest)))
+        of_all = sum(each.count for each in made)
+        latest = Figure(f"{name}: the slowest", "ms", Spread(slowest, slowest, slowest), extreme_of=of_all)
+        section.figures.append(latest)
         line.append((processes, rate))
         tell(f"{name}: {rate:.0f}, the slowest {slowest:.1f} ms")
-    section.curves.append(Curve("Decisions on one ledger", "processes at once", _RATE, {"all together": line}))
+    section.curves.append(
+        Curve("Decisions on one ledger", "processes at once", _RATE, {"all together": line}, lower_is_better=False)
+    )
 
 
 def _commands(state: StateDirectory, amounts: Amounts, section: Section, tell: Tell) -> None:
@@ -144,18 +147,18 @@ def _commands(state: StateDirectory, amounts: Amounts, section: Section, tell: T
 
 
 def _growing(options: Options, amounts: Amounts, section: Section, tell: Tell) -> None:
-    lines: dict[str, list[tuple[float, float]]] = {}
+    curve = Curve("Listing VMs", "VMs", "ms", logarithmic_x=True, logarithmic_y=True, lower_is_better=True)
+    section.curves.append(curve)
     for vms in amounts.listed:
         filling = Filling(vms, min(10 * vms, 10_000), min(10 * vms, 10_000))
         with full_ledger(filling, options.directory) as state:
             with Control.open(state, create=False) as control:
-                inside = statistics.median(timed(control.vms, amounts.commands)) * 1e3
+                inside = timed(control.vms, amounts.commands)
             took, _ = _whole(state, (*_PROGRAM, "vm", "list"), amounts.commands)
-        lines.setdefault(_COMMANDS, []).append((vms, statistics.median(took) * 1e3))
-        lines.setdefault("in the process", []).append((vms, inside))
-        told = ", ".join(f"{name} {points[-1][1]:.1f} ms" for name, points in lines.items())
+        for line, seconds in ((_COMMANDS, took), ("in the process", inside)):
+            curve.add(line, vms, [each * 1e3 for each in seconds])
+        told = ", ".join(f"{name} {points[-1][1]:.1f} ms" for name, points in curve.lines.items())
         tell(f"{vms:,} VMs: {told}")
-    section.curves.append(Curve("Listing VMs", "VMs", "ms", lines, logarithmic_x=True, logarithmic_y=True))
 
 
 def _check(options: Options, amounts: Amounts, section: Section, tell: Tell) -> None:
@@ -203,8 +206,7 @@ def _processor_seconds() -> float:
 
 
 def _add(section: Section, tell: Tell, name: str, seconds: Sequence[float], target: float | None = None) -> None:
-    ordered = sorted(each * 1e3 for each in seconds)
-    spread = Spread(statistics.median(ordered), ordered[0], ordered[-1])
-    section.figures.append(Figure(name, "ms", spread, target))
+    figure = Figure.of(name, "ms", [each * 1e3 for each in seconds], target)
+    section.figures.append(figure)
     asked = "" if target is None else f" (at most {target:g})"
-    tell(f"{name}: {spread.median:.2f} ms{asked}, slowest {spread.highest:.2f}")
+    tell(f"{name}: {figure.value.median:.2f} ms{asked}, slowest {figure.value.highest:.2f}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.around_grows import PERCENTILES, By, Growing, Met, Moment, percentile
+from bench.around_grows import PERCENTILES, By, Growing, Met, Moment
 from bench.model import Curve, Figure, Spread
 
 SLOWEST = 50.0
@@ -13,7 +13,10 @@ _SHOWN_SECONDS = 1.0
 
 
 def figures(name: str, found: Growing, met: Met) -> list[Figure]:
-    """Each percentile of all that was measured, with the lowest and highest of single rounds."""
+    """Each percentile is the median of those of single rounds, since requests of one load depend on each other.
+
+    The slowest is that of all.
+    """
     told = []
     groups: tuple[tuple[str, list[Moment]], ...] = (
         *((f"during a grow by {by.value}", [each for each in found.grows if each.by is by]) for by in By),
@@ -24,33 +27,34 @@ def figures(name: str, found: Growing, met: Met) -> list[Figure]:
             continue
         for word, pick in PERCENTILES:
             target = SLOWEST if word == "slowest" and moments is not found.control else None
-            told.append(_figure(f"{name}, {group}: {word}", met, moments, found, pick, target))
-    between = met.outside(found.grows, found.periods)
-    if between:
-        told += [
-            Figure(f"{name}, between grows: {word}", "ms", single(pick(between) * 1e3)) for word, pick in PERCENTILES
-        ]
+            if word == "slowest":
+                latencies = [each * 1e3 for each in met.during(moments)]
+                told.append(Figure.slowest(f"{name}, {group}: {word}", "ms", latencies, target))
+            else:
+                told.append(Figure.of(f"{name}, {group}: {word}", "ms", _of_rounds(met, moments, found, pick)))
+    between = [met.outside(found.grows, [period]) for period in found.periods]
+    if any(between):
+        for word, pick in PERCENTILES:
+            values = [pick(each) * 1e3 for each in between if each]
+            if word == "slowest":
+                latencies = [latency * 1e3 for each in between for latency in each]
+                told.append(Figure.slowest(f"{name}, between grows: {word}", "ms", latencies))
+            else:
+                told.append(Figure.of(f"{name}, between grows: {word}", "ms", values))
     for by in By:
-        took = sorted((each.ended - each.begun) * 1e3 for each in found.grows if each.by is by)
+        took = [(each.ended - each.begun) * 1e3 for each in found.grows if each.by is by]
         if took:
-            spread = Spread(percentile(took, 0.5), took[0], took[-1])
-            told.append(Figure(f"{name}: a grow by {by.value}", "ms", spread))
+            told.append(Figure.of(f"{name}: a grow by {by.value}", "ms", took))
     return told
 
 
-def _figure(
-    name: str,
-    met: Met,
-    moments: Sequence[Moment],
-    found: Growing,
-    pick: Callable[[Sequence[float]], float],
-    target: float | None,
-) -> Figure:
+def _of_rounds(
+    met: Met, moments: Sequence[Moment], found: Growing, pick: Callable[[Sequence[float]], float]
+) -> list[float]:
+    """Milliseconds of each round in which a request met one of these moments."""
     of_round = max(1, len(moments) // len(found.periods))
     rounds = [met.during(moments[at : at + of_round]) for at in range(0, len(moments), of_round)]
-    values = [pick(each) * 1e3 for each in rounds if each]
-    middle = pick(met.during(moments)) * 1e3
-    return Figure(name, "ms", Spread(middle, min([middle, *values]), max([middle, *values])), target)
+    return [pick(each) * 1e3 for each in rounds if each]
 
 
 def single(value: float) -> Spread:
@@ -69,6 +73,7 @@ def curves(name: str, found: Growing, met: Met) -> list[Curve]:
             "the same moments without": met.around(found.control, _BEFORE, _AFTER, _BIN),
         },
         logarithmic_y=True,
+        trace=True,
     )
     return [around, _over_time(name, found, met)]
 
@@ -100,6 +105,7 @@ def _over_time(name: str, found: Growing, met: Met) -> Curve:
         "ms after the last of a run of grows",
         "ms that it took",
         {"slowest request": met.around([first], half, half, 0.005), "a grow, as high as it is long": pulses},
+        trace=True,
     )
 
 

@@ -1,6 +1,5 @@
 """Memory and processor time of idle connections, and how long a new client takes beside them."""
 
-import statistics
 import tempfile
 import threading
 import time
@@ -20,7 +19,7 @@ from nbdresize.loads.model import Engine, Load, Operation
 
 CONNECTIONS = (1, 10, 100, 1000)
 QUICK = (1, 100)
-SERVERS = ("native", "nbdkit front", "nbdkit file", "qemu-nbd")
+SERVERS = ("native", "nbdkit front", "nbdkit file", "nbdkit python", "qemu-nbd", "nbd-server")
 _FILE_SIZE = 16 * MIB
 _IDLE_SECONDS = 3.0
 _QUICK_IDLE_SECONDS = 0.5
@@ -49,7 +48,7 @@ def run(options: Options, section: Section, tell: Callable[[str], None]) -> None
                     reached = _connect(peer, count, stack, section)
                     memory.lines[name].append((reached, peer.memory() / MIB))
                     processor.lines[name].append((reached, 100 * _busy(peer, options)))
-                    opening.lines[name].append((reached, statistics.median(_new_clients(peer)) * 1e3))
+                    opening.add(name, reached, [each * 1e3 for each in _new_clients(peer)])
             told = (
                 f"{name} {memory.lines[name][-1][1]:.1f} MiB, {opening.lines[name][-1][1]:.1f} ms" for name in SERVERS
             )
@@ -96,7 +95,9 @@ def _per_connection(name: str, points: list[tuple[float, float]]) -> Figure:
 
 
 def _curve(name: str, y: str) -> Curve:
-    return Curve(name, "idle connections", y, {server: [] for server in SERVERS}, logarithmic_x=True)
+    return Curve(
+        name, "idle connections", y, {server: [] for server in SERVERS}, logarithmic_x=True, lower_is_better=True
+    )
 
 
 def _load(count: int) -> Load:

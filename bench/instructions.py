@@ -15,7 +15,6 @@ from bench.counting import Callgrind, Counting, Strace, per_request
 from bench.lockstep import Case
 from bench.model import Figure, Section
 from bench.options import Options
-from bench.rounds import spread
 from nbdresize.errors import ProgramMissing
 from nbdresize.loads.model import Operation
 from nbdresize.protocol.negotiated import Mode
@@ -83,10 +82,10 @@ def _count(
 ) -> None:
     for case in wanted:
         found = [per_request(counter, case, requests) for _ in range(_REPEATS)]
-        value = spread([sum(each.values()) for each in found])
         name = _name(case, type(counter))
-        section.figures.append(Figure(name, counter.unit, value))
+        figure = Figure.of(name, counter.unit, [sum(each.values()) for each in found], counted=True)
+        section.figures.append(figure)
         parts = ", ".join(f"{kind} {count:.2f}" for kind, count in sorted(found[0].items()) if round(count, 2))
-        tell(f"{name}: {value.median:,.2f}" + (f" ({parts})" if len(found[0]) > 1 else ""))
+        tell(f"{name}: {figure.value.median:,.2f}" + (f" ({parts})" if len(found[0]) > 1 else ""))
         if len(found[0]) > 1:
             section.remarks.append(f"{name}: {parts}.")

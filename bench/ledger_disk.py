@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import psutil
 
+from bench.cores import pair
 from nbdresize.client import connect
 from nbdresize.config import StateDirectory
 from nbdresize.control.control import Control
@@ -28,8 +29,8 @@ _PATIENCE = 30.0
 
 def cores() -> tuple[int, int] | None:
     """The core of the load and that of the server; None where there is only one."""
-    usable = sorted(os.sched_getaffinity(0))
-    return (usable[0], usable[-1]) if len(usable) > 1 else None
+    client, server = pair()
+    return None if client == server else (client, server)
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,13 @@ def _end(server: "subprocess.Popen[str]") -> None:
 
 def _pin(process: psutil.Process) -> None:
     """All of the server to one core; threads that it starts later inherit that."""
-    pair = cores()
-    if pair is None:
+    both = cores()
+    if both is None:
         return
     for each in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             for thread in each.threads():
-                os.sched_setaffinity(thread.id, {pair[1]})
+                os.sched_setaffinity(thread.id, {both[1]})
 
 
 def wait_until(moment: float) -> None:

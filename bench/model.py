@@ -3,10 +3,16 @@
 Everything in a result is plain values, so that `to_json` and `from_json` of `bench.report` need no exceptions.
 """
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bench import certainty
 from nbdresize.loads.model import Load
+
+_TAIL = 0.99
 
 
 class Medium(Enum):
@@ -78,6 +84,11 @@ class Spread:
     lowest: float
     highest: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Raises statistics.StatisticsError where there are none."""
+        return cls(statistics.median(values), min(values), max(values))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -92,22 +103,66 @@ class Comparison:
     targets: tuple[Target, ...] = ()
     refused: str = ""
     unsteady: dict[str, dict[str, str]] = field(default_factory=dict)
+    looks: list[int] = field(default_factory=list)
+    """After how many rounds it was to be decided whether more are needed, in order; nothing where only once."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a suite that compares no servers: `value` in `unit` (ms, MiB, instructions, per second …)."""
+    """One number of a suite that compares no servers: `value` in `unit` (ms, MiB, instructions, per second …).
+
+    It is the median of `samples` (see `Figure.of`), or another quantile, and they tell how well it is known; or it is
+    what was seen but once, and then there are none: a count, an end point, or the highest of `extreme_of` measurements.
+    """
 
     name: str
     unit: str
     value: Spread
     target: float | None = None
     lower_is_better: bool = True
+    samples: list[float] = field(default_factory=list)
+    """All that `value` is taken from, in the order in which they were measured."""
+    part: float = 0.5
+    """Which quantile of the samples `value` is: of 100 samples, 99 are no higher than that of 0.99."""
+    extreme_of: int | None = None
+    counted: bool = False
+    """Whether it is counted, so that it is the same each time and a few samples do."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        unit: str,
+        samples: Sequence[float],
+        target: float | None = None,
+        *,
+        lower_is_better: bool = True,
+        counted: bool = False,
+    ) -> "Figure":
+        """The median of these. Raises statistics.StatisticsError where there are none."""
+        return cls(name, unit, Spread.of(samples), target, lower_is_better, list(samples), counted=counted)
+
+    @classmethod
+    def slowest(cls, name: str, unit: str, values: Sequence[float], target: float | None = None) -> "Figure":
+        """The highest of these. Raises ValueError where there are none."""
+        highest = max(values)
+        return cls(name, unit, Spread(highest, highest, highest), target, extreme_of=len(values))
+
+    @classmethod
+    def tail(cls, name: str, unit: str, values: Sequence[float]) -> "Figure":
+        """The 99th percentile where there are enough of these for it to be known, else the slowest; named so."""
+        if len(values) < certainty.fewest_for(_TAIL):
+            return cls.slowest(f"{name}, slowest", unit, values)
+        late = sorted(values)[math.ceil(_TAIL * len(values)) - 1]
+        return cls(f"{name}, 99 %", unit, Spread(late, late, late), samples=list(values), part=_TAIL)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How something grows: y over x, a line per server or kind; drawn as a chart."""
+    """How something grows: y over x, a line per server or kind; drawn as a chart.
+
+    `add` takes points that were measured several times. A point that is only in `lines` was measured once.
+    """
 
     name: str
     x: str
@@ -115,6 +170,23 @@ class Curve:
     lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     logarithmic_x: bool = False
     logarithmic_y: bool = False
+    samples: dict[str, list[tuple[float, list[float]]]] = field(default_factory=dict)
+    """Of each line, by x: all that was measured there, in order."""
+    lower_is_better: bool | None = None
+    """None where neither is better, or where it is not known."""
+    trace: bool = False
+    """Whether it is what was seen as time went, so that a point of another run is not the same thing again."""
+
+    def add(self, line: str, x: float, samples: Sequence[float]) -> Spread:
+        """One more point of a line: the median of these. Raises statistics.StatisticsError where there are none."""
+        spread = Spread.of(samples)
+        self.lines.setdefault(line, []).append((x, spread.median))
+        self.samples.setdefault(line, []).append((x, list(samples)))
+        return spread
+
+    def samples_at(self, line: str, x: float) -> list[float]:
+        """Empty where it was measured once, or not at all."""
+        return next((values for at, values in self.samples.get(line, []) if at == x), [])
 
 
 @dataclass(frozen=True)

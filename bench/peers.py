@@ -59,14 +59,19 @@ class Peer:
         raise ServerFailed(f"The processes of {self.name} change all the time")
 
     def memory(self) -> int:
-        """The most memory of its own seen so far, in bytes: by `watched`, and by this call.
-
-        Counted are the anonymous pages of all its processes; one that several share counts once. Not counted are pages
-        of files, which programs share and which can be had back (the page cache above all), and the kernel's buffers.
-        """
+        """The most memory of its own seen so far, in bytes: by `watched`, and by this call."""
         with contextlib.suppress(psutil.Error, OSError):
-            self._most[0] = max(self._most[0], sum(_anonymous(process.pid) for process in self.processes()))
+            self._most[0] = max(self._most[0], self.memory_now())
         return self._most[0]
+
+    def memory_now(self) -> int:
+        """In bytes: the anonymous pages of all its processes, of which one that several share counts once, and each
+        process's page tables, which it also has for what it maps of files.
+
+        Not counted are pages of files, which programs share and which can be had back (the page cache above all), and
+        the kernel's buffers.
+        """
+        return sum(_anonymous(process.pid) + _page_tables(process.pid) for process in self.processes())
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -104,6 +109,14 @@ def _anonymous(pid: int) -> int:
     """Bytes; a page that several processes have counts for each by its share."""
     with contextlib.suppress(OSError):
         found = re.search(r"^Pss_Anon:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return int(found[1]) << 10 if found else 0
+    return 0  # it has ended meanwhile
+
+
+def _page_tables(pid: int) -> int:
+    """Bytes."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmPTE:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         return int(found[1]) << 10 if found else 0
     return 0  # it has ended meanwhile
 

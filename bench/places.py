@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.model import Medium
+from bench.mounts import mount_of
 from nbdresize.errors import InsufficientSpace, ProgramMissing, VolumeFailed
 from nbdresize.units import format_size
 
@@ -69,16 +70,8 @@ def _own(medium: Medium, directory: Path, size: int) -> Path | None:
 
 def kind_of(directory: Path) -> str:
     """The kind of the file system below a directory, as mount(8) calls it; empty if there is no telling."""
-    try:
-        number = directory.stat().st_dev
-    except OSError:
-        return ""
-    device = f"{os.major(number)}:{os.minor(number)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == device:
-            return rest.split()[0]
-    return ""
+    mount = mount_of(directory)
+    return "" if mount is None else mount.kind
 
 
 # A file system of its own
@@ -227,12 +220,19 @@ def drop_from_page_cache(path: Path) -> None:
         )
 
 
-def warm(path: Path) -> None:
-    """Have all of the file in the page cache."""
-    buffer = bytearray(MIB)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+@contextmanager
+def kept_warm(path: Path) -> Iterator[None]:
+    """All of the file is in the page cache, and stays there for as long as this lasts.
+
+    It is mapped, and each of its pages looked at. Pages that no process has mapped may be taken out of the page cache
+    any time although there is room (by DAMON, which reclaims what seems unused): reads of servers would then be cold
+    now and then, those of slow servers most of all.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped.madvise(mmap.MADV_WILLNEED)
+        for offset in range(0, len(mapped), _PAGE):
+            mapped[offset]
+        yield
 
 
 def cached(path: Path) -> int:
@@ -250,6 +250,21 @@ def cached(path: Path) -> int:
     if done != 0:
         raise VolumeFailed(f"mincore: {os.strerror(number or errno.EIO)}")
     return sum(each & 1 for each in bytes(held)) * _PAGE
+
+
+def data_bytes(path: Path) -> int:
+    """How many bytes of the file are no holes."""
+    found = end = 0
+    with path.open("rb") as file:
+        while True:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return found
+                raise
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            found += end - begin
 
 
 # TLS

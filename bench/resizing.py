@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import grow_figures, subscribers
-from bench.around_grows import Met, measure, percentile
+from bench.around_grows import Met, measure
 from bench.grow_figures import listed, single
 from bench.ledger_disk import FRONTS, MIB, cores, served
-from bench.model import Curve, Figure, Section, Spread
+from bench.model import Curve, Figure, Section
+from bench.mounts import described
 from bench.options import Options
 from bench.resize_stages import STAGES, StageClock
 from bench.timed_load import Kind, TimedLoad
@@ -23,6 +24,7 @@ _LARGEST = 256 * MIB
 """Bytes of the disk at first; more would take longer to fill, and change nothing."""
 _WATCHED = 16 * MIB
 _STAGE_PAUSE = 0.01
+_SINCE = "ms since the resize was asked for"
 
 Tell = Callable[[str], None]
 
@@ -33,7 +35,7 @@ class Amounts:
 
     grows: int = 20
     """Under each load, and for the stages."""
-    rounds: int = 2
+    rounds: int = 5
     """Of grows and as long a quiet after them."""
     changes: int = 5
     """Of size, for the subscribers to be told."""
@@ -110,7 +112,15 @@ class _Suite:
     section: Section
     requests: int = 0
     failed: int = 0
-    told: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    told: Curve = field(
+        default_factory=lambda: Curve(
+            "Until subscribers know",
+            "subscribers",
+            _SINCE,
+            logarithmic_x=True,
+            lower_is_better=True,
+        )
+    )
 
     def run(self) -> None:
         for front, kind in _loads(self.options):
@@ -123,11 +133,9 @@ class _Suite:
                 self._stages(loaded)
         for way in _ways(self.options):
             self._subscribers(way)
-        if self.told:
-            what = "ms after the reply to whoever resized"
-            curve = Curve("Until subscribers know", "subscribers", what, self.told, logarithmic_x=True)
-            self.section.curves.append(curve)
-        self.section.remarks.extend(_remarks())
+        if self.told.lines:
+            self.section.curves.append(self.told)
+        self.section.remarks.extend(_remarks(self.options))
 
     def _under_load(self, front: str, kind: Kind) -> None:
         """Requests while a disk grows."""
@@ -172,30 +180,35 @@ class _Suite:
             for clients in self.amounts.clients:
                 found = subscribers.delays(disk.uri, way, clients, self.amounts.changes)
                 name = f"{_told_name(way)}, {clients} of them"
-                if len(found.seconds) < found.expected:
+                if found.alone < found.expected:
                     self.section.remarks.append(
-                        f"{name}: {len(found.seconds)} of {found.expected} times a size was told by itself, else"
-                        " together with the next one."
+                        f"{name}: {found.alone} of {found.expected} times a size was told by itself, else together with"
+                        " the next one."
                     )
-                if found.seconds:
-                    spread = self._delays(name, found.seconds)
-                    self.told.setdefault(f"{way.name}, median", []).append((clients, spread.median))
-                    self.told.setdefault(f"{way.name}, slowest", []).append((clients, spread.highest))
+                for what, seconds in (
+                    ("half of them know", found.half),
+                    ("all of them know", found.all),
+                    ("whoever asked has the answer", found.answered),
+                ):
+                    figure = Figure.of(f"{name}: {what}", _SINCE, [each * 1e3 for each in seconds])
+                    self.section.figures.append(figure)
+                    self.tell(f"{figure.name}: {figure.value.median:.2f} {_SINCE}")
+                    self.told.add(f"{way.name}: {what}", clients, figure.samples)
 
-    def _delays(self, name: str, seconds: list[float]) -> Spread:
-        """A figure of these with its median and range, and one of their 99th percentile."""
-        ordered = sorted(each * 1e3 for each in seconds)
-        late, spread = percentile(ordered, 0.99), Spread(percentile(ordered, 0.5), ordered[0], ordered[-1])
-        self.section.figures.append(Figure(name, "ms", spread))
-        self.section.figures.append(Figure(f"{name}, 99 %", "ms", single(late)))
-        self.tell(f"{name}: {spread.median:.2f} ms, 99 % {late:.2f}, slowest {spread.highest:.2f}")
-        return spread
+    def _delays(self, name: str, seconds: list[float]) -> None:
+        """A figure of these with its median and range, and one of the latest."""
+        figure = Figure.of(name, "ms", [each * 1e3 for each in seconds])
+        tail = Figure.tail(name, "ms", figure.samples)
+        self.section.figures.extend((figure, tail))
+        late = f"{tail.name.rpartition(', ')[2]} {tail.value.median:.2f}"
+        self.tell(f"{name}: {figure.value.median:.2f} ms, {late}")
 
 
-def _remarks() -> list[str]:
+def _remarks(options: Options) -> list[str]:
     return [
         "Server and load have a core each. Whoever grows the disk runs on either, as the system decides."
         if cores()
         else "Server, load and whoever grows the disk share one core.",
+        f"The disks lay on {described(options.directory)}.",
         "A request counts as met by a grow when it was under way at any time from asking for the grow to its outcome.",
     ]

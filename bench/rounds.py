@@ -4,27 +4,23 @@ A machine's speed drifts, so absolute numbers of two moments can't be compared. 
 one after the other, each round begins with another one, and what counts is each round's ratio, of which the median is
 told with the lowest and the highest.
 
-When nothing is concluded: the median of a few rounds is only an estimate. Between the k-th lowest and the k-th highest
-of n independent rounds lies the true median with a probability that depends on n and k alone, however the values are
-distributed: that of k to n - k heads in n tosses of a coin. `interval` takes the narrowest such interval of at least
-90 %: for 5 to 7 rounds from the lowest to the highest, for 8 without one at each end, for 11 without two. Where it is
-wider than 30 % of the median, so that the ratio is known to no better than about ± 15 %, rounds are added, up to
-`2 * rounds + 1`; with each the interval tends to narrow, which lowest to highest never could. Where that does not help,
-the ratio is refused. Fewer than five rounds can't reach 90 %, so they never give a result.
+A ratio of which the median is known no better than to about ± 15 % (an interval wider than 30 % of it, see
+`bench.certainty`) is no result. Rounds are then added, and it is looked at again after numbers of rounds that were
+fixed before: with 5 rounds, after 8 and after 11. Where that does not help, the ratio is refused. Fewer than five
+rounds are a look at the samples, and all ratios are refused.
 """
 
+import dataclasses
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
+from bench import certainty
+from bench.certainty import FEWEST
 from bench.model import Comparison, Row, Sample, Spread
 
 BASE = "nbdkit file"
 """The server that the others are measured against."""
-FEWEST_ROUNDS = 5
-_CONFIDENCE = 0.9
-_WIDEST = 0.3
 
 
 class Measure(StrEnum):
@@ -42,23 +38,20 @@ _WORDS = {
 }
 
 
-def compare(
-    row: Row, measure: Callable[[str], Sample], rounds: int = FEWEST_ROUNDS, *, most: int | None = None
-) -> Comparison:
-    """Measure the servers of a row in turn, `rounds` times, and up to `most` times while a ratio is not steady.
+def compare(row: Row, measure: Callable[[str], Sample], rounds: int = FEWEST) -> Comparison:
+    """Measure the servers of a row in turn, `rounds` times, and up to `2 * rounds + 1` times while a ratio is unsteady.
 
     `measure` takes one sample of the server of that name; servers are to be warm already.
     """
+    looks = certainty.looks(rounds) if rounds >= FEWEST else [rounds]
     samples: dict[str, list[Sample]] = {server: [] for server in row.servers}
-    most = 2 * rounds + 1 if most is None else max(most, rounds)
-    for number in range(most):
-        if number >= rounds and not _unsteady(samples):
+    for look in looks:
+        for number in range(min(map(len, samples.values()), default=look), look):
+            for server in rotated(row.servers, number):
+                samples[server].append(measure(server))
+        if not _unsteady(samples, looks):
             break
-        for server in rotated(row.servers, number):
-            samples[server].append(measure(server))
-        if number + 1 >= rounds and rounds < FEWEST_ROUNDS:
-            break  # a look, from which nothing is concluded anyway
-    return judged(Comparison(row.name, samples, row.targets))
+    return judged(Comparison(row.name, samples, row.targets, looks=looks))
 
 
 def rotated(servers: Sequence[str], number: int) -> list[str]:
@@ -71,9 +64,8 @@ def judged(comparison: Comparison) -> Comparison:
     """The same samples, with what can't be concluded from them."""
     samples = comparison.samples
     rounds = min((len(each) for each in samples.values()), default=0)
-    refused, unsteady = "", _unsteady(samples)
-    if rounds < FEWEST_ROUNDS:
-        refused = f"rounds: {rounds}; a result takes at least {FEWEST_ROUNDS}"
+    refused, unsteady = certainty.too_few(rounds, "rounds"), _unsteady(samples, comparison.looks)
+    if refused:
         unsteady = {}
     elif unsteady and all(
         what.value in unsteady.get(server, {}) or not per_round(samples, server, what)
@@ -83,53 +75,40 @@ def judged(comparison: Comparison) -> Comparison:
     ):
         first = next(iter(next(iter(unsteady.values())).values()))
         refused = f"after {rounds} rounds, no ratio is steady: {first}"
-    return Comparison(comparison.row, samples, comparison.targets, refused, unsteady)
+    return dataclasses.replace(comparison, refused=refused, unsteady=unsteady)
 
 
-def _unsteady(samples: dict[str, list[Sample]]) -> dict[str, dict[str, str]]:
+def _unsteady(samples: dict[str, list[Sample]], looks: Sequence[int]) -> dict[str, dict[str, str]]:
     """Why which ratios are no results, by server and measure."""
     if BASE not in samples:
         return {}
     found: dict[str, dict[str, str]] = {}
     for server in samples:
         for what in Measure:
-            why = "" if server == BASE else too_wide(per_round(samples, server, what), f"{server}'s {_WORDS[what]}")
-            if why:
+            found_ratios = [] if server == BASE else per_round(samples, server, what)
+            if why := _too_wide(found_ratios, looks, f"{server}'s {_WORDS[what]}"):
                 found.setdefault(server, {})[what.value] = why
     return found
 
 
-def too_wide(ratios: Sequence[float], name: str) -> str:
+def _too_wide(ratios: Sequence[float], looks: Sequence[int], name: str) -> str:
     """Why the median of these tells nothing; empty if it does, or if there are none."""
     if not ratios:
         return ""
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         return f"{name} was too little to be measured"
-    low, high = interval(ratios)
-    middle = statistics.median(ratios)
-    if high - low <= _WIDEST * middle:
-        return ""
-    return f"{name} is somewhere from {low:.2f} to {high:.2f} times nbdkit's, which is too wide"
+    wide = certainty.too_wide(ratios, looks)
+    return f"{name} is somewhere from {wide[0]:.2f} to {wide[1]:.2f} times nbdkit's, which is too wide" if wide else ""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Within which the true median lies with at least 90 %; of fewer than five values, their lowest and highest."""
-    ordered = sorted(values)
-    number = len(ordered)
-    cut = 0
-    while 2 * (cut + 1) < number and _confidence(number, cut + 1) >= _CONFIDENCE:
-        cut += 1
-    return ordered[cut], ordered[number - 1 - cut]
-
-
-def _confidence(number: int, cut: int) -> float:
-    """That the median lies between what remains after the `cut` lowest and the `cut` highest are left out."""
-    return 1 - sum(math.comb(number, heads) for heads in range(cut + 1)) / float(1 << (number - 1))
+def interval_of_ratio(comparison: Comparison, server: str, what: Measure) -> tuple[float, float]:
+    """Within which the true ratio lies with at least 90 %."""
+    return certainty.interval(per_round(comparison.samples, server, what), comparison.looks)
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Raises statistics.StatisticsError where there are none."""
-    return Spread(statistics.median(values), min(values), max(values))
+    return Spread.of(values)
 
 
 def per_round(samples: dict[str, list[Sample]], server: str, what: Measure, against: str = BASE) -> list[float]:

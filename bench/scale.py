@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from bench import busy, idle, sizes
 from bench.model import Section
+from bench.mounts import described
 from bench.options import Options
 
 _PARTS = (busy, idle, sizes)
@@ -18,6 +19,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Section:
     """Raises ProgramMissing and ServerFailed; what was measured until then is in the section that was kept."""
     section = Section("scale", "Scale: connections and size")
     options.keep(section)
+    section.remarks.append(f"What is told of connections is of a file on {described(options.directory)}.")
     with many_descriptors():
         for part in _PARTS:
             part.run(options, section, tell)

@@ -1,4 +1,4 @@
-"""What the size of a disk costs: nothing should.
+"""What the size of a disk costs: nothing should. Told as what the largest costs, in times of what the smallest does.
 
 Sparse files on tmpfs, since of the usual file systems ext4 ends at 16 TiB; xfs reaches as far as tmpfs does.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.model import Curve, Figure, Medium, Section, Setting
+from bench.mounts import described
 from bench.options import MIB, Options
-from bench.peers import serving
+from bench.peers import Peer, serving
 from bench.places import placed
-from bench.rounds import rotated, spread
+from bench.rounds import rotated
 from nbdresize.client import connect, connect_resizable
 from nbdresize.errors import NbdresizeError, ServerFailed
 from nbdresize.loads.model import Engine, Load, Operation
@@ -30,7 +31,7 @@ SIZES = {"1 GiB": _GIB, "1 TiB": _TIB, "1 PiB": _PIB, "8 EiB − 1": 8 * _EIB - 
 QUICK = ("1 GiB", "8 EiB − 1")
 SERVERS = ("native", "nbdkit front", "nbdkit file", "qemu-nbd")
 FRONTS = {"native": "native", "nbdkit front": "nbdkit"}
-_ROUNDS, _QUICK_ROUNDS = 5, 2
+_ROUNDS = 5
 _TIMES, _QUICK_TIMES = 20, 5
 _SECONDS, _QUICK_SECONDS = 0.5, 0.1
 _STEP = MIB
@@ -52,9 +53,10 @@ class _Kind(NamedTuple):
 _OPENING = _Kind("Opening a disk over its size", "ms", SERVERS)
 _STATUS = _Kind("Block status of the first GiB over the disk's size", "ms", SERVERS)
 _READS = _Kind("4 KiB random reads over the disk's size", "requests per second", SERVERS)
+_MEMORY = _Kind("Memory over the disk's size", "MiB", SERVERS)
 _QUERY = _Kind("Asking for the size over the size", "ms", tuple(FRONTS))
 _GROWING = _Kind("Growing by 1 MiB over the size", "ms", tuple(FRONTS))
-_KINDS = (_OPENING, _STATUS, _READS, _QUERY, _GROWING)
+_KINDS = (_OPENING, _STATUS, _READS, _MEMORY, _QUERY, _GROWING)
 
 _Found = dict[_Kind, list[float]]
 """Of one server and disk: a value from each round."""
@@ -70,18 +72,27 @@ def run(options: Options, section: Section, tell: Callable[[str], None]) -> None
     if not wanted:
         return
     curves = {
-        kind: Curve(kind.name, "bytes", kind.unit, {server: [] for server in kind.servers}, logarithmic_x=True)
+        kind: Curve(
+            kind.name,
+            "bytes",
+            kind.unit,
+            {server: [] for server in kind.servers},
+            logarithmic_x=True,
+            lower_is_better=kind is not _READS,
+        )
         for kind in _KINDS
     }
     section.curves.extend(curves.values())
-    section.remarks.append("Disks of all these sizes are sparse files on tmpfs: files of ext4 end at 16 TiB.")
     with placed(Medium.TMPFS, options.directory) as place:
+        section.remarks.append(
+            f"Disks of all these sizes are sparse files on {described(place)}: files of ext4 end at 16 TiB."
+        )
         for server in SERVERS:
             sizes = [size for size, other in wanted if other == server]
             found = _measure(server, sizes, place, options, section)
             for size, values in found.items():
                 for kind, rounds in values.items():
-                    curves[kind].lines[server].append((SIZES[size], statistics.median(rounds)))
+                    curves[kind].add(server, SIZES[size], rounds)
                 tell(f"{_name(size, server)}: {_told(values)}")
             section.figures.extend(_growth(server, found))
 
@@ -98,7 +109,7 @@ def _measure(server: str, sizes: Sequence[str], place: Path, options: Options, s
                 why = str(error).replace(str(place), "…")
                 section.remarks.append(f"{server} does not serve a disk of {size}: {why}.")
         found = {size: {} for size in disks}
-        for number in range(_ROUNDS if options.full else _QUICK_ROUNDS):
+        for number in range(_ROUNDS):
             for size in rotated(list(disks), number):
                 for kind, value in _measure_round(disks[size], options).items():
                     found[size].setdefault(kind, []).append(value)
@@ -108,8 +119,12 @@ def _measure(server: str, sizes: Sequence[str], place: Path, options: Options, s
 class _Disk(NamedTuple):
     """A served one, and in our fronts another that can be grown."""
 
-    uri: str
+    peer: Peer
     growable: str | None
+
+    @property
+    def uri(self) -> str:
+        return self.peer.uri
 
 
 @contextmanager
@@ -121,7 +136,7 @@ def _served(server: str, size: int, place: Path) -> Iterator[_Disk]:
                 opened.truncate(length)
         peer = stack.enter_context(serving(server, file, place, Setting(_LOAD, Medium.TMPFS), None))
         front = FRONTS.get(server)
-        yield _Disk(peer.uri, None if front is None else stack.enter_context(growable(front, other)))
+        yield _Disk(peer, None if front is None else stack.enter_context(growable(front, other)))
 
 
 def _measure_round(disk: _Disk, options: Options) -> dict[_Kind, float]:
@@ -131,6 +146,7 @@ def _measure_round(disk: _Disk, options: Options) -> dict[_Kind, float]:
         found[_STATUS] = _median(lambda: client.block_status(min(_ASKED, client.size), 0), times)
     seconds = min(options.seconds, _SECONDS) if options.full else _QUICK_SECONDS
     found[_READS] = put_load(_LOAD, disk.uri, seconds).rate
+    found[_MEMORY] = disk.peer.memory_now() / MIB
     if disk.growable is not None:
         with connect_resizable(disk.growable, _PATIENCE) as growing:
             found[_QUERY] = _median(growing.query, times)
@@ -179,10 +195,10 @@ def _growth(server: str, found: dict[str, _Found]) -> list[Figure]:
         return []
     smallest, largest = next(iter(found.values())), list(found.values())[-1]
     return [
-        Figure(
+        Figure.of(
             f"{kind.name}: {list(found)[-1]} against {next(iter(found))}, {server}",
             "times",
-            spread([more / less for more, less in zip(largest[kind], smallest[kind], strict=True)]),
+            [more / less for more, less in zip(largest[kind], smallest[kind], strict=True)],
             lower_is_better=kind is not _READS,
         )
         for kind in smallest
@@ -192,6 +208,7 @@ def _growth(server: str, found: dict[str, _Found]) -> list[Figure]:
 def _told(values: _Found) -> str:
     found = {kind: statistics.median(rounds) for kind, rounds in values.items()}
     told = f"opens in {found[_OPENING]:.2f} ms, block status {found[_STATUS]:.2f} ms, {found[_READS]:,.0f} reads/s"
+    told += f", {found[_MEMORY]:.1f} MiB"
     if _GROWING in found:
         told += f", size query {found[_QUERY]:.2f} ms, grows in {found[_GROWING]:.2f} ms"
     return told

@@ -1,12 +1,17 @@
-"""How soon each of many subscribers knows a new size: seconds after the reply to whoever resized.
+"""How soon each of many subscribers knows a new size: seconds since whoever resizes has asked for it.
 
 A disk is grown step by step while clients watch it, each on a connection of its own; the steps are slow enough for
 each size to be told by itself. One loop receives for all of them and notes the time first, so that what is measured
-is the server's delay, and not how fast this process gets round. Negative: told before the one who asked.
+is the server's delay, and not how fast this process gets round. That the size is durable before anybody is told is the
+server's promise, so its time is in each of these.
+
+The answer to whoever asked is timed too. It is none of the server's promises that this comes first: where a server
+tells a hundred subscribers before it sends the answer, they all know by then.
 """
 
 import select
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -54,10 +59,26 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Told:
-    """The delays, of `expected` at most: one that is late is told together with the next size."""
+    """Of each change, the seconds since it was asked for until each subscriber knew, and until the answer came."""
 
-    seconds: list[float]
-    expected: int
+    known: list[list[float]]
+    answered: list[float]
+    alone: int
+    """Of all these, how many sizes were told by themselves; one that is late is told together with the next one."""
+
+    @property
+    def half(self) -> list[float]:
+        """Until half of the subscribers knew."""
+        return [statistics.median(each) for each in self.known]
+
+    @property
+    def all(self) -> list[float]:
+        """Until the last one knew."""
+        return [max(each) for each in self.known]
+
+    @property
+    def expected(self) -> int:
+        return sum(map(len, self.known))
 
 
 def delays(uri: str, way: Way, clients: int, changes: int) -> Told:
@@ -65,15 +86,18 @@ def delays(uri: str, way: Way, clients: int, changes: int) -> Told:
     with _watching(uri, way, clients) as watchers, connect_resizable(uri) as resizer:
         start = resizer.query().size
         sizes = [start + number * MIB for number in range(1, changes + 1)]
-        replied: dict[int, float] = {}
+        asked: dict[int, float] = {}
+        answered: list[float] = []
         watchers.wait_for(start)
         for size in sizes:
             wait_until(time.monotonic() + _STEP)
+            asked[size] = time.monotonic()
             resizer.resize(size)
-            replied[size] = time.monotonic()
+            answered.append(time.monotonic() - asked[size])
         watchers.wait_for(sizes[-1])
-        heard = [(each.heard, size) for each in watchers.all for size in sizes]
-    return Told([times[size] - replied[size] for times, size in heard if size in times], clients * changes)
+        known = [[each.knew(size) - asked[size] for each in watchers.all] for size in sizes]
+        alone = sum(size in each.heard for each in watchers.all for size in sizes)
+    return Told(known, answered, alone)
 
 
 @dataclass
@@ -95,6 +119,10 @@ class _Subscriber:
             offset = RECORD_OFFSET if first else WAITING_RECORD_OFFSET
             request = Request(0, NBD_CMD_READ, self.cookie, offset, RECORD_LENGTH)
         self.connection.sendall(self.replies.request(request))
+
+    def knew(self, size: int) -> float:
+        """When it was told this size, or a larger one that came after it."""
+        return min(moment for told, moment in self.heard.items() if told >= size)
 
     def take(self, data: bytes, now: float) -> None:
         for event in self.replies.feed(data):

@@ -6,7 +6,6 @@ runs once with every byte verified; then comes a warm-up, which is also when the
 that looking costs no measured request anything. What was written is on the disk before the next sample begins.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import peers, places
+from bench.cores import pair, siblings
 from bench.model import Comparison, Medium, Row, Sample, Section, Setting, Target
+from bench.mounts import described
 from bench.options import MIB, Options
 from bench.peers import Peer
 from bench.rounds import Measure, compare, ratios
 from bench.throughput_rows import rows
 from nbdresize.errors import InvalidArgument, NbdresizeError, ServerFailed
+from nbdresize.loads import copying
 from nbdresize.loads.checking import check
 from nbdresize.loads.model import Load, Measured
 from nbdresize.loads.running import run as put_on
@@ -71,6 +73,7 @@ def _on_medium(
             if any(row.targets for row in wanted):
                 failed.append(f"nothing was measured on {medium.value}: {error}")
             return
+        section.remarks.append(f"Files of {medium.value} lay on {described(place)}.")
         bench = Bench(Disks(place, options.size), options)
         for row in wanted:
             try:
@@ -87,12 +90,6 @@ def _on_medium(
 def _room(options: Options) -> int:
     """For a full disk, two written ones and a sparse one, and what file systems need for themselves."""
     return options.size + 2 * min(options.size, _LARGEST_WRITTEN) + options.size // 16 + 32 * MIB
-
-
-def cores() -> tuple[int, int]:
-    """The client's and the server's; the same one where there is only one."""
-    usable = sorted(os.sched_getaffinity(0))
-    return usable[0], usable[min(1, len(usable) - 1)]
 
 
 class Disks:
@@ -126,18 +123,19 @@ class Bench:
         """All servers of a row that can do it. Raises Inconsistent for a wrong byte, and what a load raises."""
         setting = row.setting
         file = self._disks.of(setting.load)
-        client, server = cores() if setting.load.connections == 1 else (None, None)
+        client, server = pair() if setting.load.connections == 1 else (None, None)
         able = tuple(name for name in row.servers if peers.can(name, setting))
         with ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nbdr-")))
             running = {name: stack.enter_context(peers.serving(name, file, place, setting, server)) for name in able}
             for peer in running.values():
                 self._prepare(peer, setting, file, client)
-            if not setting.load.writes:
-                places.warm(file)
+            if not setting.cold:
+                stack.enter_context(places.kept_warm(file))
+            copied = _copied(setting.load, file) if setting.load.sparse else None
             return compare(
                 replace(row, servers=able),
-                lambda name: _sample(running[name], setting, file, self._options.seconds, client),
+                lambda name: _sample(running[name], setting, file, self._options.seconds, client, copied),
                 self._options.rounds,
             )
 
@@ -154,7 +152,18 @@ class Bench:
             put_on(load, peer.uri, _WARM_UP, core=core)
 
 
-def _sample(peer: Peer, setting: Setting, file: Path, seconds: float, core: int | None) -> Sample:
+def _copied(load: Load, file: Path) -> int:
+    """The bytes of data that a copy of a sparse disk brings, from `file` or to it."""
+    if not load.writes:
+        return places.data_bytes(file)
+    with copying.source(file.stat().st_size, sparse=True) as source:
+        return places.data_bytes(source)
+
+
+def _sample(
+    peer: Peer, setting: Setting, file: Path, seconds: float, core: int | None, copied: int | None = None
+) -> Sample:
+    """`copied`: how much it really is that is copied, where the rest is holes."""
     if setting.cold:
         places.drop_from_page_cache(file)
     elif setting.load.writes:
@@ -164,6 +173,8 @@ def _sample(peer: Peer, setting: Setting, file: Path, seconds: float, core: int 
     if setting.cold and measured.payload > file.stat().st_size:
         way_out = "the second time it was not cold: give less --seconds or a larger --size"
         raise InvalidArgument(f"{file.name} was read more than once in {seconds:g} s", way_out)
+    if copied is not None:
+        measured = replace(measured, requests=-(-copied // setting.load.block), payload=copied)
     return sample_of(measured, peer.processor_seconds() - before, peer.memory())
 
 
@@ -200,18 +211,19 @@ _SHORT = {Measure.THROUGHPUT: "throughput", Measure.PROCESSOR: "CPU", Measure.LA
 
 
 def _remarks(options: Options) -> list[str]:
-    client, server = cores()
-    pinned = (
-        "Client and server have one core together, so that each slows down the other."
-        if client == server
-        else "With one connection, client and server have a core each; with several, all run where there is room."
-    )
+    client, server = pair()
+    alone = "With one connection, client and server have a core each; with several, all run where there is room."
+    if client == server:
+        alone = "Client and server have one core together, so that each slows down the other."
+    elif server in siblings(client):
+        alone = "With one connection, client and server are on two threads of one core: each slows down the other."
     later = "what the kernel does for them later, such as writing back what they wrote, is nobody's"
     below = "the disk below, or the host of a virtual machine, may have"
     written = min(options.size, _LARGEST_WRITTEN) // MIB
     return [
-        pinned,
+        alone,
         f"Processor time is that of the server's processes; {later}.",
         f"Cold means that this machine's page cache held nothing of the file; {below}.",
         f"What is written has {written} MiB, and is on its disk before each sample.",
+        "Where a sparse disk is copied, only what is data counts, in throughput and in requests; its holes are free.",
     ]

@@ -1,28 +1,31 @@
 """Two runs side by side: what a change of the code has cost or brought.
 
 Ratios against nbdkit of the same run are compared, so that a machine that was slower on that day does not look like a
-slower server. A change counts where it is more than noise: the two intervals (see `bench.rounds`) have nothing in
-common, and the medians are at least 5 % apart (1 % for counted instructions and system calls, which repeat). Figures
-that are no ratios, such as milliseconds, count only between runs on the same kind of machine; of those that are no
-counts, the interval is all that was measured, so that only large changes show. The first failure of anything counts.
+slower server. A change counts where it is more than noise: the two intervals of the medians (see `bench.certainty`)
+have nothing in common, and the medians are at least 5 % apart (1 % for what is counted, which repeats). Figures and
+points of curves are no ratios, such as milliseconds, so they count only between runs on the same kind of machine. Of
+what was measured once it is not known how much it varies, so it is told and not judged; only the first failure of
+anything counts.
 """
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from bench.model import Figure, Run
+from bench import certainty
+from bench.model import Curve, Figure, Run
+from bench.report.figures import interval, points, refusal
 from bench.report.markdown import table
 from bench.report.wording import NONE, TITLES, number
-from bench.rounds import BASE, Measure, interval, per_round, ratios
+from bench.rounds import BASE, Measure, interval_of_ratio, per_round, ratios
 
 OURS = ("native", "nbdkit front")
+OTHERS = (BASE, "nbdkit python", "qemu-nbd", "nbd-server")
 """The servers whose changes are the code's. That of another one tells how far the two runs can be compared."""
 _LEAST = 0.05
 _LEAST_OF_COUNTS = 0.01
 """Of instructions and system calls, which are the same each time."""
-_COUNTED = "per request"
 _MACHINE = ("processor", "cores", "memory", "virtualisation")
 
 
@@ -30,6 +33,8 @@ class Verdict(StrEnum):
     WORSE = "worse"
     BETTER = "better"
     NOISE = "within noise"
+    DIFFERENT = "different"
+    """More than noise, of something of which neither more nor less is better."""
     MISSING = "only in one"
     """Not measured in the other run, or refused."""
     ELSEWHERE = "another machine"
@@ -39,11 +44,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Value:
-    """A median, and what it may as well be."""
+    """A median, and what it may as well be; of how many measurements it is."""
 
     median: float
     low: float
     high: float
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,19 @@ class Change:
 @dataclass(frozen=True)
 class _Number:
     value: Value
-    lower_is_better: bool
+    lower_is_better: bool | None
     absolute: bool = False
     ours: bool = True
-    least: float = _LEAST
+    counted: bool = False
+
+    @property
+    def least(self) -> float:
+        return _LEAST_OF_COUNTS if self.counted else _LEAST
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is known how much it varies."""
+        return self.counted or self.value.samples >= certainty.FEWEST
 
 
 def changes(old: Run, new: Run) -> list[Change]:
@@ -113,31 +128,57 @@ def _numbers(run: Run) -> Iterator[tuple[tuple[str, str, str], _Number]]:
                 for what in Measure:
                     if server != BASE and ratios(row, server, what) is not None:
                         values = per_round(row.samples, server, what)
-                        value = Value(statistics.median(values), *interval(values))
+                        values = per_round(row.samples, server, what)
+                        value = Value(statistics.median(values), *interval_of_ratio(row, server, what), len(values))
                         key = (section.suite, row.row, f"{server}: {TITLES[what].lower().replace('cpu', 'CPU')}")
                         yield key, _Number(value, what is not Measure.THROUGHPUT, ours=server in OURS)
         for figure in section.figures:
-            yield (section.suite, figure.name, figure.unit), _of_figure(figure)
+            if not refusal(figure):
+                yield (section.suite, figure.name, figure.unit), _of_figure(figure)
+        for curve in section.curves:
+            if not curve.trace:
+                for (line, x), found in _of_curve(curve):
+                    yield (section.suite, curve.name, f"{line}, {curve.x} {number(x)}: {curve.y}"), found
 
 
 def _of_figure(figure: Figure) -> _Number:
-    value = Value(figure.value.median, figure.value.lowest, figure.value.highest)
-    least = _LEAST_OF_COUNTS if figure.unit.endswith(_COUNTED) else _LEAST
-    return _Number(value, figure.lower_is_better, absolute=True, least=least)
+    counted = figure.counted or figure.target == 0
+    ends = interval(replace(figure, counted=counted))
+    value = _value(figure.value.median, ends, figure.samples)
+    return _Number(value, figure.lower_is_better, absolute=True, counted=counted, ours=_is_ours(figure.name))
+
+
+def _of_curve(curve: Curve) -> Iterator[tuple[tuple[str, float], _Number]]:
+    for point in points(curve):
+        if not point.refused:
+            ends = certainty.interval(point.samples) if len(point.samples) >= certainty.FEWEST else None
+            value = _value(point.y, ends, point.samples)
+            yield (point.line, point.x), _Number(value, curve.lower_is_better, absolute=True, ours=_is_ours(point.line))
+
+
+def _value(middle: float, ends: tuple[float, float] | None, samples: list[float]) -> Value:
+    return Value(middle, *(ends or (middle, middle)), len(samples) if ends and samples else 1)
+
+
+def _is_ours(name: str) -> bool:
+    """Of a figure or a line: whether it names none of the others."""
+    return not any(other in name for other in OTHERS)
 
 
 def _verdict(old: _Number | None, new: _Number | None, *, same: bool) -> Verdict:
     if old is None or new is None:
         return Verdict.MISSING
-    if new.lower_is_better and old.value.high == 0 < new.value.low:
+    if new.counted and new.lower_is_better and old.value.high == 0 < new.value.low:
         return Verdict.WORSE
     if new.absolute and not same:
         return Verdict.ELSEWHERE
-    if new.absolute and new.least == _LEAST and any(each.value.low == each.value.high for each in (old, new)):
+    if not (old.judged and new.judged):
         return Verdict.SINGLE
     apart = new.value.low > old.value.high or new.value.high < old.value.low
     if not apart or abs(new.value.median - old.value.median) < new.least * abs(old.value.median):
         return Verdict.NOISE
+    if new.lower_is_better is None:
+        return Verdict.DIFFERENT
     more = new.value.median > old.value.median
     return Verdict.WORSE if more == new.lower_is_better else Verdict.BETTER
 
@@ -158,4 +199,7 @@ def as_table(found: list[Change]) -> str:
 
 
 def _shown(value: Value | None) -> str:
-    return NONE if value is None else f"{number(value.median)} ({number(value.low)}–{number(value.high)})"
+    if value is None:
+        return NONE
+    once = value.samples == 1 and value.low == value.high
+    return number(value.median) if once else f"{number(value.median)} ({number(value.low)}–{number(value.high)})"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.model import Comparison, Curve, Run, Section
+from bench.report.figures import Point, points
 from bench.report.wording import TITLES, number, servers_of, wanted
 from bench.rounds import BASE, Measure, ratios
 
@@ -113,8 +114,17 @@ def _lines(section: Section) -> list[Chart]:
     return [
         Chart(f"{slug(section.suite)}-{slug(curve.name)}.svg", section.suite, curve.name, curve=curve)
         for curve in section.curves
-        if any(curve.lines.values())
+        if _drawn(curve)
     ]
+
+
+def _drawn(curve: Curve) -> dict[str, list[Point]]:
+    """The points of each line that are not refused, from left to right."""
+    found: dict[str, list[Point]] = {}
+    for point in sorted(points(curve), key=lambda point: (point.x, point.y)):
+        if not point.refused:
+            found.setdefault(point.line, []).append(point)
+    return {line: found[line] for line in curve.lines if line in found}
 
 
 def slug(text: str) -> str:
@@ -214,12 +224,12 @@ def _figure_of_lines(curve: Curve) -> "Figure":
 
     figure = Figure(figsize=(_WIDTH, 4.2))
     axes = figure.subplots()
-    drawn = {name: sorted(points) for name, points in curve.lines.items() if points}
+    drawn = _drawn(curve)
     colours = _distinct(list(drawn))
-    for place, (name, points) in enumerate(drawn.items()):
+    for place, (name, line) in enumerate(drawn.items()):
         axes.plot(
-            [x for x, _ in points],
-            [y for _, y in points],
+            [point.x for point in line],
+            [point.y for point in line],
             label=name,
             color=colours[name],
             linestyle=_DASHES[place % len(_DASHES)],
@@ -227,6 +237,10 @@ def _figure_of_lines(curve: Curve) -> "Figure":
             markersize=5,
             linewidth=1.6,
         )
+        for point in line:
+            if point.samples:
+                ends = [min(point.samples), max(point.samples)]
+                axes.plot([point.x] * 2, ends, color=colours[name], linewidth=1, marker="_", markersize=6)
     _scale(axes, curve, drawn)
     axes.set_xlabel(curve.x)
     axes.set_ylabel(curve.y)
@@ -245,10 +259,10 @@ def _distinct(names: list[str]) -> dict[str, str]:
     return found | {name: (free or list(_MORE))[place % len(free or _MORE)] for place, name in enumerate(others)}
 
 
-def _scale(axes: "Axes", curve: Curve, drawn: dict[str, list[tuple[float, float]]]) -> None:
+def _scale(axes: "Axes", curve: Curve, drawn: dict[str, list[Point]]) -> None:
     """Logarithmic where asked and possible; a linear y axis begins at 0. The measured places of x are the ticks."""
-    xs = sorted({x for points in drawn.values() for x, _ in points})
-    ys = [y for points in drawn.values() for _, y in points]
+    xs = sorted({point.x for line in drawn.values() for point in line})
+    ys = [y for line in drawn.values() for point in line for y in (point.y, *point.samples)]
     if curve.logarithmic_x and xs[0] > 0:
         axes.set_xscale("log", base=2)
     if curve.logarithmic_y and min(ys) > 0:

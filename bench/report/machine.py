@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 import nbdresize
+from bench.cores import described, pair
 
 _CHECKOUT = Path(__file__).parents[2]
 _PROGRAMS = {
@@ -29,8 +30,9 @@ def machine() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(cores()),
         "memory": f"{psutil.virtual_memory().total / (1 << 30):.1f} GiB",
+        "cores used": described(),
         "kernel": platform.release(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": _governor(),
         "virtualisation": _virtualisation(),
     }
 
@@ -39,6 +41,12 @@ def versions() -> dict[str, str]:
     """Of everything that takes part; `not installed` where it is not."""
     found = {name: _version(command) for name, command in _PROGRAMS.items()}
     return {"nbdresize": f"{nbdresize.__version__} ({commit()})", "Python": platform.python_version(), **found}
+
+
+def _governor() -> str:
+    """Of the frequency of the cores that are used; a virtual machine mostly has none of its own."""
+    found = {_read(f"/sys/devices/system/cpu/cpu{each}/cpufreq/scaling_governor") for each in pair()}
+    return ", ".join(sorted(found))
 
 
 def cores() -> int:
@@ -51,6 +59,8 @@ def worries() -> list[str]:
     found = []
     if cores() < 2:
         found.append("one core for both, client and server: each slows down the other, and the ratios come out closer")
+    elif "two threads" in described():
+        found.append(f"{described()}: each slows down the other, and the ratios come out closer")
     busy = os.getloadavg()[0]
     if busy > 0.5 * cores():
         found.append(

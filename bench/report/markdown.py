@@ -5,17 +5,17 @@ from pathlib import Path
 
 from bench.model import Comparison, Curve, Run, Section
 from bench.report.charts import Chart, charts, targets
+from bench.report.figures import cell as figure_cell
+from bench.report.figures import how_often, how_often_each, of_figure, point_cell, points, refusals
 from bench.report.stored import load
 from bench.report.wording import (
     NONE,
     TITLES,
     cell,
     number,
-    of_figure,
     of_target,
     reasons,
     servers_of,
-    with_range,
 )
 from bench.rounds import BASE, Measure, spread
 
@@ -64,14 +64,16 @@ def _section(section: Section, drawn: list[Chart]) -> list[str]:
     parts = [f"## {section.title}"]
     for what in Measure:
         parts += [_compared(section.comparisons, what), *(image(chart) for chart in ours if _is_of(chart, what))]
-    parts += [_memory(section.comparisons), _refusals(section.comparisons)]
+    refused = [f"{row.row}: {why}" for row in section.comparisons for why in reasons(row)]
+    parts += [_memory(section.comparisons), _refused(refused)]
     if section.figures:
         rows = [
-            (figure.name, with_range(figure.value), figure.unit, of_figure(figure) or NONE)
+            (figure.name, figure_cell(figure), figure.unit, how_often(figure), of_figure(figure) or NONE)
             for figure in section.figures
         ]
-        parts.append(table(["", "median (lowest–highest)", "unit", "target"], rows))
+        parts.append(table(["", "median (lowest–highest)", "unit", "measured", "target"], rows))
     parts += [part for curve in section.curves for part in _curve(curve, ours)]
+    parts.append(_refused(refusals(section)))
     parts.append("\n".join(f"- {remark}" for remark in section.remarks))
     return parts
 
@@ -146,19 +148,22 @@ def _memory(comparisons: list[Comparison]) -> str:
     return table(["Most anonymous memory seen, MiB", *servers], rows)
 
 
-def _refusals(comparisons: list[Comparison]) -> str:
-    lines = [f"- {row.row}: {why}" for row in comparisons for why in reasons(row)]
-    return "Refused, so there is no number:\n\n" + "\n".join(lines) if lines else ""
+def _refused(reasons: list[str]) -> str:
+    return "\n".join(["Refused, so there is no number:", "", *(f"- {why}" for why in reasons)]) if reasons else ""
 
 
 def _curve(curve: Curve, drawn: list[Chart]) -> list[str]:
-    xs = sorted({x for points in curve.lines.values() for x, _ in points})
-    if not xs:
+    cells = {(point.line, point.x): point_cell(point) for point in points(curve)}
+    if not cells:
         return []
-    values = {name: dict(points) for name, points in curve.lines.items()}
-    rows = [[number(x), *(number(ys[x]) if x in ys else NONE for ys in values.values())] for x in xs]
+    rows = [[number(x), *(cells.get((line, x), NONE) for line in curve.lines)] for x in sorted({x for _, x in cells})]
     pictures = [image(chart) for chart in drawn if chart.curve is not None and chart.curve.name == curve.name]
-    return [f"### {curve.name}", *pictures, table([f"{curve.x} \\ {curve.y}", *values], rows)]
+    return [
+        f"### {curve.name}",
+        *pictures,
+        how_often_each(curve),
+        table([f"{curve.x} \\ {curve.y}", *curve.lines], rows),
+    ]
 
 
 # The README

@@ -1,6 +1,6 @@
 """Numbers and verdicts, the same in tables, charts and on the terminal."""
 
-from bench.model import Comparison, Figure, Spread, Target
+from bench.model import Comparison, Spread, Target
 from bench.rounds import Measure, ratios
 
 NONE = "—"
@@ -65,13 +65,6 @@ def of_target(comparison: Comparison, target: Target, what: Measure) -> str | No
     lower = what is not Measure.THROUGHPUT
     found = ratios(comparison, target.server, what)
     return f"{sign(lower)} {asked:.3g}: {verdict(found, asked, lower_is_better=lower)}"
-
-
-def of_figure(figure: Figure) -> str:
-    if figure.target is None:
-        return ""
-    lower = figure.lower_is_better
-    return f"{sign(lower)} {number(figure.target)}: {verdict(figure.value, figure.target, lower_is_better=lower)}"
 
 
 def reasons(comparison: Comparison) -> list[str]:

@@ -2,14 +2,22 @@
 
 Durable when a transaction has ended (WAL with full sync): whatever is killed afterwards, it stands. Nothing of a
 transaction that has not ended stands.
+
+Who decides waits in a queue: the lock (flock) on the ledger's directory is held by the one that comes next, until its
+transaction has begun. SQLite alone would have each ask again after longer and longer pauses, so that one that has just
+decided is first again while others wait for seconds. The queue is for order alone. That nobody writes beside a decision
+is SQLite's lock on the database; whoever can't queue, or does not get on there, asks for that lock all the same.
 """
 
 import enum
 import errno
+import fcntl
 import os
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +28,11 @@ from nbdresize.errors import NbdresizeError, ResourceInUse, StateUnusable
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's."""
+
+_TURN_SECONDS = 1.0
+"""How long one stands in the queue at most: whoever is next may have been stopped (SIGSTOP)."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.002
+"""Seconds, between which the pauses of those are who wait: of random length, so that all have the same chance."""
 
 _Kind = TypeVar("_Kind", bound=enum.Enum)
 _OTHER_ROOT = "choose another state directory with --root or NBDRESIZE_ROOT"
@@ -40,7 +53,7 @@ class Ledger:
         self._engine = sql.create_engine(
             "sqlite://", creator=self._connect, poolclass=sql.QueuePool, pool_size=4, max_overflow=-1
         )
-        sql.event.listen(self._engine, "begin", _begin)
+        sql.event.listen(self._engine, "begin", self._begin)
 
     def migrate(self, locks_directory: Path) -> None:
         """Make the schema, or bring it to this release's version; nothing is written where it has that already."""
@@ -73,7 +86,7 @@ class Ledger:
     def deciding(self) -> Iterator[sql.Connection]:
         """A transaction that nobody else writes beside: what it reads is still true when it commits.
 
-        Committed, durably, when the block ends; rolled back where it raises.
+        Committed, durably, when the block ends; rolled back where it raises. Of several that wait each has its turn.
         """
         with self._explained(), self._engine.connect() as plain:
             connection = plain.execution_options(immediate=True)
@@ -95,6 +108,42 @@ class Ledger:
             connection.close()
             raise
         return connection
+
+    def _begin(self, connection: sql.Connection) -> None:
+        """Start SQLite's transaction: Python's sqlite3 would only start one before a write, too late for a decision."""
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        if options.get("immediate"):
+            self._begin_deciding(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+    def _begin_deciding(self, connection: sql.Connection) -> None:
+        deadline = time.monotonic() + self._busy_seconds
+        database = connection.connection.driver_connection
+        assert isinstance(database, sqlite3.Connection)
+        database.execute("PRAGMA busy_timeout = 0")  # the pauses are ours
+        try:
+            with self._next(deadline):
+                _begin_immediately(database, deadline)
+        finally:
+            database.execute(f"PRAGMA busy_timeout = {round(self._busy_seconds * 1e3)}")
+
+    @contextmanager
+    def _next(self, deadline: float) -> Iterator[None]:
+        """Alone ask for SQLite's lock, or nearly so: after a while, and where there is no queue, beside others."""
+        queue = _opened(self.path.parent)
+        try:
+            last = min(deadline, time.monotonic() + _TURN_SECONDS)
+            while queue is not None and not _is_first(queue) and time.monotonic() < last:
+                _pause()
+            yield
+        finally:
+            if queue is not None:
+                with suppress(OSError):  # closing is not enough: a process forked meanwhile would keep the lock
+                    fcntl.flock(queue, fcntl.LOCK_UN)
+                os.close(queue)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -144,11 +193,42 @@ def explain(path: Path, error: BaseException | None) -> NbdresizeError:
     return StateUnusable(f"The ledger {path} can't be used: {_one_line(error)}", "see the system's log for its disk")
 
 
-def _begin(connection: sql.Connection) -> None:
-    """Start SQLite's transaction: Python's sqlite3 would only start one before a write, too late for a decision."""
-    options = connection.get_execution_options()
-    if options.get("isolation_level") != "AUTOCOMMIT":
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")
+def _begin_immediately(database: sqlite3.Connection, deadline: float) -> None:
+    """Raises sqlite3.OperationalError as it comes; that somebody holds the database, once the deadline is over."""
+    begun = time.monotonic()
+    while True:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            now = time.monotonic()
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or now >= deadline:
+                raise
+        # Short ones at first, since all others wait for this one; a hundredth of a core or so for who waits long.
+        time.sleep(min(max((now - begun) / 8, _SHORTEST_PAUSE / 4), _LONGEST_PAUSE))
+
+
+def _opened(directory: Path) -> int | None:
+    """None where that does not work: SQLite tells what is wrong with it, if anything is."""
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _is_first(queue: int) -> bool:
+    """Whether the lock was got; where there are no locks, nobody has it, and everybody is."""
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _pause() -> None:
+    time.sleep(random.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE))
 
 
 _SCARCE = 2 << 20

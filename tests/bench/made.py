@@ -70,11 +70,18 @@ def alone_row() -> Comparison:
 def made(*rows: Comparison) -> Run:
     rows = rows or (steady_row(), depth_1(), wild_row(), alone_row())
     figures = [
-        Figure("a decision", "ms", Spread(4.25, 3.5, 21), target=20.0),
-        Figure("decisions", "per second", Spread(12_345.6, 12_000, 13_000), lower_is_better=False),
+        Figure.of("a decision", "ms", [4.1, 4.5, 4.25, 4.2, 4.3], target=20.0),
+        Figure.of("decisions", "per second", [12_000, 12_345.6, 13_000, 12_500, 12_100], lower_is_better=False),
+        Figure.of("a grow", "ms", [3.5, 21, 5, 4, 9], target=50.0),
+        Figure.of("a listing", "ms", [5, 5.1]),
+        Figure.slowest("a request, slowest", "ms", [1, 30, *range(1000)], target=5000.0),
+        Figure("memory of one more connection", "KiB", Spread(5, 5, 5)),
     ]
-    lines = {"native": [(1.0, 100.0), (4.0, 300.0)], "nbdkit file": [(1.0, 60.0), (4.0, 150.0)]}
-    curve = Curve("Throughput by connections", "connections", "MiB/s", lines, logarithmic_x=True)
+    lines = {"native": [], "nbdkit file": [(1.0, 60.0), (4.0, 150.0)]}
+    curve = Curve("Throughput by connections", "connections", "MiB/s", lines, True, lower_is_better=False)
+    for connections, mebibytes in ((1, (100, 98, 101, 102, 99)), (4, (300, 310, 305, 295, 290))):
+        curve.add("native", connections, mebibytes)
+    curve.add("native", 16, (300, 900, 600, 400, 800))
     return Run(
         started="2026-01-02 03:04:05 UTC",
         seconds=300.5,

@@ -26,12 +26,13 @@ def test_a_decision_and_its_parts_are_timed(tmp_path: Path) -> None:
     section = ran(tmp_path, "a decision")
     assert [figure.name for figure in section.figures] == [
         "a decision",
-        "a decision, 99 %",
+        "a decision, slowest",
         *(f"a decision: {part}" for part in PARTS),
     ]
     assert section.figures[0].target == decisions.DECISION
     assert all(figure.value.lowest > 0 for figure in section.figures)
-    assert "10 VMs with 4 disks each, 20 snapshots" in section.remarks[0]
+    assert section.remarks[0].startswith("The ledgers lay on ")
+    assert "10 VMs with 4 disks each, 20 snapshots" in section.remarks[1]
 
 
 def test_processes_decide_side_by_side(tmp_path: Path) -> None:

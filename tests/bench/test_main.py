@@ -97,6 +97,22 @@ def test_a_refused_row_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
     assert "Refused, wholly or in part, since rounds differ too much: 1 MiB write, depth 16.\n" in said
 
 
+@pytest.mark.parametrize("what", ["figures", "curves"])
+def test_a_refused_figure_and_a_refused_point_have_that_exit_code_too(tmp_path: Path, what: str) -> None:
+    wild = f"""
+    from bench.model import Curve, Figure
+    curve = Curve("wild", "VMs", "ms")
+    curve.add("all", 10, made.WILD)
+    found = {{"figures": [Figure.of("wild", "ms", made.WILD)], "curves": [curve]}}[{what!r}]
+    run = lambda options, tell: Section("wild", "W", {what}=found)
+    sys.exit(main(None, [suite("wild", run)]))
+    """
+    code, said, _ = ran(tmp_path, textwrap.dedent(wild))
+    assert code == 3
+    assert "Refused, wholly or in part, since rounds differ too much: wild.\n" in said
+    assert re.search("wild(, all at 10)? is somewhere from 0.5 to 1.5 ms", (tmp_path / "out" / REPORT).read_text())
+
+
 def test_a_suite_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     failing = """
     from nbdresize.errors import InvalidArgument
@@ -255,11 +271,11 @@ def test_a_text_that_no_row_has_is_a_mistake(tmp_path: Path) -> None:
 
 def test_runs_with_nothing_in_common_and_other_versions_can_not_be_compared(tmp_path: Path) -> None:
     stored.save(made(wild_row()), tmp_path / "a.json")
-    text = stored.to_json(made(depth_1())).replace('"version": 1', '"version": 2')
+    text = stored.to_json(made(depth_1())).replace('"version": 2', '"version": 1')
     (tmp_path / "b.json").write_text(text)
-    later = bench("--compare", tmp_path / "a.json", tmp_path / "b.json")
-    assert later.returncode == 2
-    assert later.stderr.endswith("b.json: this is of version 2, and this scripts/bench reads version 1\n")
+    earlier = bench("--compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert earlier.returncode == 2
+    assert "b.json: this is of version 1, and this scripts/bench reads version 2: measure it again" in earlier.stderr
 
 
 # The script

@@ -10,7 +10,16 @@ import pytest
 
 from bench import places
 from bench.model import Medium
-from bench.places import NoPlace, cached, drop_from_page_cache, kind_of, make_certificates, make_disk, placed, warm
+from bench.places import (
+    NoPlace,
+    cached,
+    drop_from_page_cache,
+    kept_warm,
+    kind_of,
+    make_certificates,
+    make_disk,
+    placed,
+)
 from nbdresize.errors import InsufficientSpace, VolumeFailed
 from tests.filesystems import mounted
 from tests.peers import CHECKOUT, run
@@ -100,13 +109,23 @@ def test_a_sparse_disk_is_mostly_holes(tmp_path: Path) -> None:
     assert 0 < disk.stat().st_blocks * 512 <= MIB
 
 
-def test_a_cold_file_is_not_in_memory_and_a_warm_one_is(tmp_path: Path) -> None:
+def test_what_is_data_of_a_disk_is_told_from_its_holes(tmp_path: Path) -> None:
+    assert places.data_bytes(make_disk(tmp_path, 8 * MIB, sparse=True)) == 4 * (64 << 10)
+    assert places.data_bytes(make_disk(tmp_path, 3 * MIB)) == 3 * MIB
+    hole = tmp_path / "hole"
+    with hole.open("wb") as file:
+        file.truncate(MIB)
+    assert places.data_bytes(hole) == 0
+
+
+def test_a_cold_file_is_not_in_memory_and_a_warm_one_stays_there(tmp_path: Path) -> None:
     with mounted("ext4", tmp_path) as place:
         disk = make_disk(place, 4 * MIB)
         drop_from_page_cache(disk)
         assert cached(disk) <= 4 * MIB // 100
-        warm(disk)
-        assert cached(disk) == 4 * MIB
+        with kept_warm(disk), pytest.raises(VolumeFailed, match=r"4 MiB of .* stay in the page cache"):
+            drop_from_page_cache(disk)
+        drop_from_page_cache(disk)
 
 
 def test_a_file_that_can_not_be_cold_is_refused(tmp_path: Path) -> None:

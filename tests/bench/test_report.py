@@ -6,16 +6,17 @@ import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 
-from bench.model import Comparison, Figure, Run, Section, Spread
-from bench.report import changes, charts, markdown, stored
+from bench.model import Comparison, Curve, Figure, Run, Section, Spread
+from bench.report import changes, charts, figures, markdown, stored
 from bench.report.changes import Verdict
 from bench.report.machine import machine, versions, worries
 from bench.report.markdown import of_readme, report, with_part
 from bench.report.wording import number, verdict
 from bench.rounds import judged
-from tests.bench.made import WILD, alone_row, depth_1, made, samples, steady_row, wild_row
+from tests.bench.made import STEADY, WILD, alone_row, depth_1, made, samples, steady_row, wild_row
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -42,9 +43,13 @@ def test_files_of_others_are_told_apart(text: str) -> None:
 
 
 def test_a_file_of_another_version_is_told_apart() -> None:
-    text = stored.to_json(made()).replace('"version": 1', '"version": 7')
-    with pytest.raises(stored.Unreadable, match="of version 7, and this scripts/bench reads version 1"):
-        stored.from_json(text)
+    text = stored.to_json(made())
+    assert '"version": 2' in text
+    for other in (1, 7):
+        with pytest.raises(
+            stored.Unreadable, match=f"of version {other}, and this scripts/bench reads version 2: meas"
+        ):
+            stored.from_json(text.replace('"version": 2', f'"version": {other}'))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +127,34 @@ def test_targets_are_met_or_missed_or_not_known(spread: Spread | None, asked: fl
     assert verdict(spread, asked, lower_is_better=lower) == said
 
 
+def test_a_high_quantile_is_told_of_many_only() -> None:
+    few, many = (
+        Figure.tail("a decision", "ms", [float(value) for value in range(1, number)]) for number in (299, 1001)
+    )
+    assert (few.name, few.value.median, figures.how_often(few)) == ("a decision, slowest", 298, "the highest of 298")
+    assert (many.name, many.value.median, figures.refusal(many)) == ("a decision, 99 %", 990, "")
+    assert figures.cell(many) == "990"
+    rare = [1.0] * 980 + [float(value) for value in range(1, 21)]
+    assert figures.refusal(Figure.tail("a decision", "ms", rare)).startswith("a decision, 99 % is somewhere from")
+    far_too_few = dataclasses.replace(many, samples=[1.0] * 100)
+    assert "not known: measured 100 times, which takes at least 299 times" in figures.refusal(far_too_few)
+
+
+def test_what_is_counted_takes_few_measurements() -> None:
+    counted = Figure.of("a read", "instructions per request", [100.0, 100.1], counted=True)
+    assert figures.refusal(counted) == ""
+    assert figures.refusal(dataclasses.replace(counted, counted=False)) == (
+        "a read: measurements: 2; a result takes at least 5"
+    )
+    assert "too wide" in figures.refusal(Figure.of("a read", "per request", [100, 200], counted=True))
+
+
+def test_a_target_of_a_refused_figure_is_neither_met_nor_missed() -> None:
+    wild = Figure.of("a grow", "ms", WILD, target=50)
+    assert figures.of_figure(wild) == "≤ 50: not known"
+    assert figures.of_figure(dataclasses.replace(wild, samples=[])) == "≤ 50: met"
+
+
 # Charts
 
 
@@ -155,6 +188,20 @@ def test_a_chart_shows_its_rows_servers_and_axes(tmp_path: Path) -> None:
     assert "by RESIZE" not in drawn  # nothing is compared there
 
 
+def test_a_curve_shows_its_spread_and_no_refused_point(tmp_path: Path) -> None:
+    curve = Curve("Listing", "VMs", "ms")
+    curve.add("steady", 10, [5, 5.5, 5.2, 4.8, 5.1])
+    curve.add("wild", 10, [1, 5, 9, 2, 7])
+    section = Section("s", "S", curves=[curve])
+    [chart] = charts.charts(dataclasses.replace(made(), sections=[section]))
+    figure = charts._figure_of_lines(curve)
+    shown = [numpy.asarray(line.get_ydata()).tolist() for line in figure.axes[0].get_lines()]
+    assert shown == [[5.1], [4.8, 5.5]]
+    assert charts.draw([chart], tmp_path)
+    wild = dataclasses.replace(curve, lines={"wild": curve.lines["wild"]})
+    assert charts.charts(dataclasses.replace(made(), sections=[Section("s", "S", curves=[wild])])) == []
+
+
 def test_many_rows_go_on_several_charts() -> None:
     run = made(*(steady_row(name=f"row {at}") for at in range(23)))
     bars = [chart for chart in charts.charts(run) if chart.name.startswith("throughput-throughput")]
@@ -184,6 +231,15 @@ def test_zero_and_far_apart_values_are_drawn_too(tmp_path: Path) -> None:
 # Two runs
 
 
+ONCE = {
+    ("a request, slowest", "ms"),
+    ("memory of one more connection", "KiB"),
+    ("Throughput by connections", "nbdkit file, connections 1: MiB/s"),
+    ("Throughput by connections", "nbdkit file, connections 4: MiB/s"),
+}
+"""What runs made by hand have measured once."""
+
+
 def verdicts(old: Run, new: Run) -> dict[tuple[str, str], Verdict]:
     return {(each.row, each.what): each.verdict for each in changes.changes(old, new)}
 
@@ -191,8 +247,9 @@ def verdicts(old: Run, new: Run) -> dict[tuple[str, str], Verdict]:
 def test_a_regression_is_found_and_what_did_not_change_is_not() -> None:
     found = verdicts(made(steady_row(2.0), depth_1()), made(steady_row(1.7), depth_1()))
     worse = {key for key, verdict in found.items() if verdict is not Verdict.NOISE}
-    assert worse == {("4 KiB random read, depth 16", "native: throughput")}
-    assert found[worse.pop()] is Verdict.WORSE
+    assert worse == {("4 KiB random read, depth 16", "native: throughput"), *ONCE}
+    assert found["4 KiB random read, depth 16", "native: throughput"] is Verdict.WORSE
+    assert {found[each] for each in ONCE} == {Verdict.SINGLE}
 
 
 def test_an_improvement_is_no_regression() -> None:
@@ -221,20 +278,57 @@ def test_a_machine_that_was_slower_is_no_regression() -> None:
         servers = {"native": samples(20 * by, 1 / by), "nbdkit file": samples(10 * by, 2 / by)}
         return judged(Comparison("row", servers))
 
-    assert set(verdicts(made(scaled(1)), made(scaled(0.3))).values()) == {Verdict.NOISE}
+    assert set(verdicts(made(scaled(1)), made(scaled(0.3))).values()) == {Verdict.NOISE, Verdict.SINGLE}
 
 
 def test_more_time_is_worse_and_fewer_per_second_too() -> None:
     def with_figure(milliseconds: float, rate: float, **machine: str) -> Run:
         figures = [
-            Figure("decision", "ms", Spread(milliseconds, milliseconds * 0.9, milliseconds * 1.1)),
-            Figure("decisions", "per second", Spread(rate, rate * 0.9, rate * 1.1), lower_is_better=False),
+            Figure.of("decision", "ms", [milliseconds * factor for factor in STEADY]),
+            Figure.of("decisions", "per second", [rate * factor for factor in STEADY], lower_is_better=False),
         ]
         return dataclasses.replace(made(), sections=[Section("decisions", "D", figures=figures)], machine=machine)
 
     assert set(verdicts(with_figure(5, 100), with_figure(10, 50)).values()) == {Verdict.WORSE}
     assert set(verdicts(with_figure(10, 50), with_figure(5, 100)).values()) == {Verdict.BETTER}
     assert set(verdicts(with_figure(5, 100), with_figure(10, 50, cores="64")).values()) == {Verdict.ELSEWHERE}
+
+
+@pytest.mark.parametrize(("lower", "verdict"), [(True, Verdict.WORSE), (False, Verdict.BETTER), (None, "different")])
+def test_points_of_curves_are_compared_as_figures_are(lower: bool | None, verdict: str) -> None:
+    def with_curve(rounds: tuple[float, ...], *, trace: bool = False) -> Run:
+        curve = Curve("Listing", "VMs", "ms", lower_is_better=lower, trace=trace)
+        curve.add("in all", 10, [5 * factor for factor in rounds])
+        curve.add("in all", 1000, [factor * (50 if rounds is STEADY else 70) for factor in STEADY])
+        return dataclasses.replace(made(), sections=[Section("decisions", "D", curves=[curve])])
+
+    many = ("Listing", "in all, VMs 1,000: ms")
+    assert verdicts(with_curve(STEADY), with_curve(STEADY[::-1]))[many] is Verdict(verdict)
+    assert verdicts(with_curve(STEADY), with_curve(STEADY))[many] is Verdict.NOISE
+    assert list(verdicts(with_curve(STEADY), with_curve(WILD)).values()) == [verdict, "only in one"]
+    assert verdicts(with_curve(STEADY, trace=True), with_curve(STEADY, trace=True)) == {}
+
+
+def test_figures_are_compared_by_the_intervals_of_their_medians_and_not_by_extremes() -> None:
+    """One of eleven was disturbed in either run, so that all that was measured overlaps; the medians do not."""
+
+    def with_one_disturbed(usual: float, once: float) -> Run:
+        figure = Figure.of("decision", "ms", [usual * factor for factor in (*STEADY, *STEADY)] + [once])
+        return dataclasses.replace(made(), sections=[Section("decisions", "D", figures=[figure])])
+
+    [change] = changes.changes(with_one_disturbed(10, 13), with_one_disturbed(12, 9))
+    assert change.verdict is Verdict.WORSE
+    assert change.old is not None and change.old.samples == 11
+    assert (change.old.low, change.old.high) == (9.9, 10.2)
+
+
+def test_a_refused_figure_is_in_no_comparison() -> None:
+    assert ("a grow", "ms") not in verdicts(made(), made())
+
+
+def test_what_was_measured_once_is_one_number_in_a_comparison() -> None:
+    [line] = [line for line in changes.as_table(changes.changes(made(), made())).splitlines() if "one more" in line]
+    assert line == "| memory of one more connection | KiB | 5 | 5 | +0.0 % | measured once |"
 
 
 def test_a_figure_measured_once_is_not_judged() -> None:
@@ -248,7 +342,7 @@ def test_a_figure_measured_once_is_not_judged() -> None:
 @pytest.mark.parametrize("unit", ["instructions per request", "system calls per request"])
 def test_one_percent_more_of_what_is_counted_counts(unit: str) -> None:
     def counted(number: float) -> Run:
-        figure = Figure("4 KiB read", unit, Spread(number, number, number))
+        figure = Figure.of("4 KiB read", unit, [number] * 3, counted=True)
         return dataclasses.replace(made(), sections=[Section("instructions", "I", figures=[figure])])
 
     assert set(verdicts(counted(10_000), counted(10_200)).values()) == {Verdict.WORSE}
@@ -299,7 +393,7 @@ def test_what_else_differs_between_two_runs_is_told() -> None:
 
 
 def test_the_machine_and_the_versions_are_known() -> None:
-    assert set(machine()) == {"processor", "cores", "memory", "kernel", "governor", "virtualisation"}
+    assert set(machine()) == {"processor", "cores", "cores used", "memory", "kernel", "governor", "virtualisation"}
     found = versions()
     assert re.fullmatch(r"\d+\.\d+.*\((commit [0-9a-f]{12}(, with changes)?|no checkout)\)", found["nbdresize"])
     assert all(re.match(r"\d+\.\d+", found[name]) for name in ("nbdkit", "libnbd", "qemu-nbd", "fio", "Python"))

@@ -1,7 +1,10 @@
 """The suite of resizes, end to end on real servers, with as little of everything as it takes."""
 
 import math
+import time
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from bench.options import Options
 from bench.resize_stages import STAGES
 from bench.resizing import Amounts
 from bench.timed_load import Kind, Record, TimedLoad
-from nbdresize.client import connect
+from nbdresize.client import connect, connect_resizable
 from nbdresize.errors import Inconsistent, PeerFailed
 
 TINY = Amounts(grows=4, rounds=2, changes=2, clients=(1, 3))
@@ -71,13 +74,57 @@ def test_every_subscriber_is_told_every_size(way: subscribers.Way, tmp_path: Pat
     with served(way.front, MIB, tmp_path, pinned=False) as disk:
         told = subscribers.delays(disk.uri, way, clients=3, changes=2)
     assert told.expected == 6
-    assert 3 <= len(told.seconds) <= 6  # a slow machine may have the first size told together with the last
+    assert 3 <= told.alone <= 6  # a slow machine may have the first size told together with the last
+    assert [len(each) for each in told.known] == [3, 3]
+
+
+class Late(subscribers._Subscriber):
+    """One that was told of both sizes at once, before the answer came."""
+
+    def __init__(self, heard: dict[int, float]) -> None:
+        self.heard = heard
+
+
+def test_what_is_told_before_the_answer_takes_time_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resizer's answer comes when all have been told for long, as where a server is busy telling them."""
+
+    @contextmanager
+    def slow(uri: str) -> Iterator[object]:
+        with connect_resizable(uri) as resizer:
+            resize = resizer.resize
+
+            def late(size: int) -> None:
+                resize(size)
+                time.sleep(0.2)
+
+            monkeypatch.setattr(resizer, "resize", late)
+            yield resizer
+
+    monkeypatch.setattr(subscribers, "connect_resizable", slow)
+    with served("native", MIB, tmp_path, pinned=False) as disk:
+        told = subscribers.delays(disk.uri, subscribers.WAYS[0], clients=2, changes=1)
+    assert min(told.answered) >= 0.2
+    assert all(seconds > 0 for each in told.known for seconds in each)
+
+
+def test_who_was_told_a_larger_size_knows_the_one_before_it() -> None:
+    late = Late({1: 0.5, 3: 2.5})
+    assert [late.knew(size) for size in (1, 2, 3)] == [0.5, 2.5, 2.5]
 
 
 def test_subscribers_are_drawn_over_their_number(tmp_path: Path) -> None:
     section, _ = ran(tmp_path, "told by native's RESIZE command")
     [curve] = section.curves
     assert {tuple(x for x, _ in line) for line in curve.lines.values()} == {(1, 3)}
+    assert curve.y == "ms since the resize was asked for"
+    assert all(y > 0 for line in curve.lines.values() for _, y in line)
+    assert [figure.name.rpartition(": ")[2] for figure in section.figures] == [
+        "half of them know",
+        "all of them know",
+        "whoever asked has the answer",
+    ] * 2
 
 
 def test_a_quick_run_has_fewer_rows_than_a_full_one(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The ledger's schema, versions, durability settings, and its errors."""
 
+import errno
+import fcntl
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from nbdresize.control import migrations, operations, records, schema
 from nbdresize.control.control import Control
 from nbdresize.control.ledger import Ledger
 from nbdresize.errors import ResourceInUse, StateUnusable
+from tests.wait import until
 
 
 @pytest.fixture
@@ -207,3 +211,86 @@ def test_what_this_release_does_not_know_is_told_and_no_bug(state: StateDirector
         with pytest.raises(StateUnusable, match="'odd' for a"):
             control.operations()
             control.vms()
+
+
+# Who decides when
+
+
+def test_who_waits_decides_before_one_that_has_just_decided(ledger: Ledger, tmp_path: Path) -> None:
+    """With SQLite's own pauses it is the other way round nearly always."""
+    first, second = (Ledger(tmp_path / "ledger.sqlite", busy_seconds=60) for _ in range(2))
+    made: list[str] = []
+
+    def decide() -> None:
+        with second.deciding():
+            made.append("second")
+
+    with first.deciding():
+        made.append("first")
+        thread = threading.Thread(target=decide)
+        thread.start()
+        until(lambda: queued(tmp_path), what="somebody waits")
+    with first.deciding():
+        made.append("first again")
+    thread.join(60)
+    assert made == ["first", "second", "first again"]
+    first.close()
+    second.close()
+
+
+def queued(directory: Path) -> bool:
+    """Whether somebody is next to decide."""
+    queue = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(queue)
+    return False
+
+
+def test_the_one_that_is_next_may_be_stopped(ledger: Ledger, tmp_path: Path) -> None:
+    """Order is lost then, and nothing else."""
+    patient = Ledger(tmp_path / "ledger.sqlite", busy_seconds=60)
+    stopped = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(stopped, fcntl.LOCK_EX)
+    with patient.deciding() as connection:
+        records.insert_vm(connection, "vm", 1, None)
+    fcntl.flock(stopped, fcntl.LOCK_UN)
+    os.close(stopped)
+    patient.close()
+
+
+def test_a_process_forked_while_one_is_next_does_not_keep_the_queue(ledger: Ledger, tmp_path: Path) -> None:
+    forked: list[int] = []
+    real = os.close
+
+    def forking(descriptor: int) -> None:
+        if not forked and Path(f"/proc/self/fd/{descriptor}").resolve() == tmp_path:
+            forked.append(os.dup(descriptor))  # as a fork has it
+        real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "close", forking)
+        with ledger.deciding():
+            pass
+    queue = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for each in (queue, *forked):
+        real(each)
+    assert forked
+
+
+def test_where_there_is_no_queue_decisions_are_made_all_the_same(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    with ledger.deciding() as connection:
+        records.insert_vm(connection, "vm", 1, None)
+    with ledger.reading() as connection:
+        assert [entry.vm.name for entry in records.read_vms(connection)] == ["vm"]
+        assert connection.scalar(sql.text("PRAGMA busy_timeout")) == 50
