@@ -35,7 +35,7 @@ _SMALLEST = 16 * MIB
 _FAILED, _USAGE, _REFUSED, _INTERRUPTED = 1, 2, 3, 130
 _EXAMPLES = """examples:
   scripts/bench                                  five minutes
-  scripts/bench --full                           everything, about 40 minutes
+  scripts/bench --full                           everything, about 45 minutes
   scripts/bench --only 'depth 16' --rounds 8     some rows, with more rounds
   scripts/bench --only resizing                  one suite
   scripts/bench --compare before/run.json after/run.json
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--full", action="store_true", help="everything, about 40 minutes")
+    parser.add_argument("--full", action="store_true", help="everything, about 45 minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their name, or one suite")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at least; default {ROUNDS}")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each sample; default {SECONDS:g}")
