@@ -114,6 +114,8 @@ def bench(
         output.document({"uri": uri, "size": size, "loads": rows, "left_out": names})
         return
     _show(chosen, results)
+    if verify:
+        _tell_coarse(chosen, size)
     if left_out:
         output.line(f"{output.counted(len(left_out), 'load')} left out: their blocks don't suit this disk")
 
@@ -227,6 +229,14 @@ def _show(loads: "Sequence[Load]", results: "Sequence[Measured | int]") -> None:
     output.table([Column("load"), *(Column(title, right=True) for title in titles)], rows)
     if verified:
         output.line(f"Every byte was right: {output.about(verified)}")
+
+
+def _tell_coarse(loads: "Sequence[Load]", size: int) -> None:
+    """Say where less was verified than of other loads."""
+    from nbdresize.loads.checking import MOST_BLOCKS, coarse
+
+    if any(coarse(load, size) for load in loads):
+        output.line(f"Small blocks: no more than {MOST_BLOCKS} of a load are verified; a larger --block covers more")
 
 
 def _latency_cells(latency: "Latency | None") -> list[str]:

@@ -8,6 +8,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Sequence
 
 from nbdresize.client.stream import ServerGone, Stream
@@ -20,7 +21,10 @@ _BUFFERS = 1 << 20
 
 
 class Channel:
-    """Over a unix socket or TCP. Raises OSError: TimeoutError where `patience` seconds bring nothing, ServerGone."""
+    """Over a unix socket or TCP. Raises OSError: TimeoutError where `patience` seconds bring nothing, ServerGone.
+
+    What the server takes meanwhile is no answer: one that takes byte by byte has no longer than a silent one.
+    """
 
     def __init__(self, sock: socket.socket, patience: float) -> None:
         self._socket = sock
@@ -64,8 +68,9 @@ class Channel:
         """Send what is pending until something has come."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        end = time.monotonic() + self._patience
         while True:
-            ready = poll.poll(self._patience * 1000)
+            ready = poll.poll(_milliseconds(end))
             if not ready:
                 raise TimeoutError
             if ready[0][1] & select.POLLOUT:
@@ -105,6 +110,7 @@ class SecureChannel(Channel):
         self._send_pending()
 
     def receive(self, room: memoryview) -> int:
+        end = 0.0
         while True:
             self._send_pending()
             waits_for = select.POLLIN | (select.POLLOUT if self._pending else 0)
@@ -120,7 +126,8 @@ class SecureChannel(Channel):
                 return count
             poll = select.poll()
             poll.register(self._secured, waits_for)
-            if not poll.poll(self._patience * 1000):
+            end = end or time.monotonic() + self._patience
+            if not poll.poll(_milliseconds(end)):
                 raise TimeoutError
 
     def _send_pending(self) -> None:
@@ -140,6 +147,14 @@ def channel(stream: Stream, patience: float) -> Channel:
     """The channel for a connection that has been negotiated."""
     sock = stream.socket
     return SecureChannel(sock, patience) if isinstance(sock, ssl.SSLSocket) else Channel(sock, patience)
+
+
+def _milliseconds(end: float) -> float:
+    """Until that moment. Raises TimeoutError once it has passed."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left * 1000
 
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbdresize.client import Connection, connect
+from nbdresize.client.deadline import Deadline
 from nbdresize.client.stream import Stream
-from nbdresize.errors import Inconsistent, StateUnusable
+from nbdresize.errors import Inconsistent, PeerFailed, StateUnusable
 from nbdresize.loads import copying
 from nbdresize.loads.batch import PATIENCE, Order
 from nbdresize.loads.channel import channel
@@ -25,11 +26,17 @@ from nbdresize.loads.pipeline import Pipeline, replies_for
 from nbdresize.loads.requests import READ_SHARE, RequestTable
 from nbdresize.loads.team import opened, part
 from nbdresize.protocol.constants import NBD_FLAG_SEND_FLUSH
+from nbdresize.protocol.export_info import BlockSizes
 from nbdresize.protocol.negotiated import Mode
 
 VERIFIED = 64 << 20
 """How much of a disk is verified in one run, unless somebody says otherwise, in bytes; nbdcopy always copies all."""
+MOST_BLOCKS = 65536
+"""Of blocks so small that more of them would be as much, only so many are verified."""
 
+_OWN_SECONDS = 300.0
+_ANSWERS_IN_ALL = 10
+"""A verified run may take as long as the server may take for so many answers, and _OWN_SECONDS."""
 _PIECE = 1 << 20
 _KEEPS = "the server, or what lies below it, does not keep what it is given"
 _ANSWERS = "the server answers from somewhere else than the file that it is meant to serve"
@@ -51,6 +58,8 @@ def check(
 
     The loads of fio are run in the same shape by our own client, with structured replies where the server has them, as
     libnbd asks for them.
+
+    The server may take `patience` seconds for each answer, and a limit holds for all of the run, whatever it does.
     Raises Inconsistent for the first byte that is wrong, and what `running.run` raises.
     """
     check_load(load)
@@ -58,27 +67,57 @@ def check(
         if load.engine is Engine.FIO:
             load = replace(load, engine=Engine.BATCH, structured=plain.negotiated.mode is Mode.STRUCTURED)
         check_disk(load, plain.negotiated.export, plain.target.shown)
-        run = _Run(load, uri, plain, most, patience)
-        if load.engine is Engine.NBDCOPY:
-            return run.copied_to(reference) if load.writes else run.copied_from(reference)
-        return run.written(reference) if load.writes else run.read(reference)
+        limit = Deadline(_longest(load, plain.size, patience))
+        run = _Run(load, uri, plain, most, patience, limit)
+        try:
+            if load.engine is Engine.NBDCOPY:
+                return run.copied_to(reference) if load.writes else run.copied_from(reference)
+            return run.written(reference) if load.writes else run.read(reference)
+        except TimeoutError:
+            raise PeerFailed(
+                f"A load on {plain.target.shown} could not be verified within {limit.seconds:g} s",
+                "check the server, or give it more with --timeout",
+            ) from None
+
+
+def blocks(load: Load, size: int, most: int = VERIFIED) -> int:
+    """How many blocks of a disk of `size` bytes are verified, by any engine but nbdcopy."""
+    return min(size // load.block, max(most // load.block, 1), MOST_BLOCKS)
+
+
+def coarse(load: Load, size: int) -> bool:
+    """Whether the blocks are so small that less of the disk is verified than of others."""
+    return load.engine is not Engine.NBDCOPY and blocks(load, size) < min(size, VERIFIED) // load.block
+
+
+def _longest(load: Load, size: int, patience: float) -> float:
+    """Seconds for all of a verified run. What nbdcopy has copied is then compared, in as much time again."""
+    copies = 2 * copying.longest(size, patience) if load.engine is Engine.NBDCOPY else 0.0
+    return min(_OWN_SECONDS + _ANSWERS_IN_ALL * patience + copies, copying.LONGEST)
 
 
 @dataclass
 class _Run:
-    """One verified run; `plain` is the connection for the plain way."""
+    """One verified run; `plain` is the connection for the plain way.
+
+    Everything raises TimeoutError once `limit` has passed.
+    """
 
     load: Load
     uri: str
     plain: Connection
     most: int
     patience: float
+    limit: Deadline
 
     def read(self, reference: Path | None) -> int:
         offsets = self._offsets()
         kept = self._once(self.load, offsets, b"\1" * len(offsets), _nothing)
+        kept.sort(key=lambda pair: pair[0])
         with self._truth(reference) as truth:
-            return self._compare(kept, truth, _GIVES)
+            for (offset, found), right in zip(kept, self._each(truth, sorted(offsets)), strict=True):
+                self._equal(found, right, offset, _GIVES)
+        return len(kept) * self.load.block
 
     def written(self, reference: Path | None) -> int:
         offsets, key = self._offsets(), os.urandom(16)
@@ -90,15 +129,17 @@ class _Run:
             reads = bytes(mixed and number > 0 and random.random() < READ_SHARE for _ in offsets)
             shape = self.load if any(reads) else writing
             kept = self._once(shape, offsets, reads, lambda offset, now=now: now(block, offset))  # type: ignore[misc]
-            verified += self._compare(kept, before, _KEEPS)
+            for offset, found in kept:
+                self._equal(found, before(block, offset), offset, _KEEPS)
             self._flush()
+            places = sorted(zip(offsets, reads, strict=True))
             with self._truth(reference) as held:
-                for offset, was_read in zip(offsets, reads, strict=True):
+                for (offset, was_read), found in zip(places, self._each(self._plain, sorted(offsets)), strict=True):
                     truth = (before if was_read else now)(block, offset)
-                    self._equal(self.plain.read(block, offset), truth, offset, _KEEPS)
+                    self._equal(found, truth, offset, _KEEPS)
                     if reference is not None:
                         self._equal(held(block, offset), truth, offset, _ANSWERS)
-                    verified += block
+            verified += (len(kept) + len(offsets)) * block
         return verified
 
     def _flush(self) -> None:
@@ -109,7 +150,7 @@ class _Run:
         size = self.plain.size
         with copying.room_for(size) as directory, self._truth(reference) as truth:
             path = directory / "copy"
-            copying.copy(self.load, self.uri, str(path), size)
+            copying.copy(self.load, self.uri, str(path), size, patience=self.patience)
             with _file(path) as copied:
                 for offset, length in _pieces(size):
                     self._equal(copied(length, offset), truth(length, offset), offset, _GIVES)
@@ -118,12 +159,12 @@ class _Run:
     def copied_to(self, reference: Path | None) -> int:
         size = self.plain.size
         with copying.source(size, sparse=self.load.sparse) as path, _file(path) as truth:
-            copying.copy(self.load, str(path), self.uri, size)
+            copying.copy(self.load, str(path), self.uri, size, patience=self.patience)
             self._flush()
             with self._truth(reference) as held:
                 for offset, length in _pieces(size):
                     expected = truth(length, offset)
-                    self._equal(self.plain.read(length, offset), expected, offset, _KEEPS)
+                    self._equal(self._plain(length, offset), expected, offset, _KEEPS)
                     if reference is not None:
                         self._equal(held(length, offset), expected, offset, _ANSWERS)
         return size
@@ -135,12 +176,11 @@ class _Run:
         for again and again in another way than the rest.
         """
         block = self.load.block
-        blocks = self.plain.size // block
-        count = min(blocks, max(self.most // block, 1))
+        there, count = self.plain.size // block, blocks(self.load, self.plain.size, self.most)
         chosen = list(range(count))
         if self.load.random:
-            far = min(count // 2, blocks - count)
-            chosen = random.sample(range(count), count - far) + random.sample(range(count, blocks), far)
+            far = min(count // 2, there - count)
+            chosen = random.sample(range(count), count - far) + random.sample(range(count, there), far)
             random.shuffle(chosen)
         return [number * block for number in chosen]
 
@@ -150,18 +190,37 @@ class _Run:
         """Every request once, all connections at the same time; the offsets that were read, and what came."""
         parts = [slice(number, None, shape.connections) for number in range(shape.connections)]
         shares = [_Share(shape, offsets[part], reads[part], content) for part in parts if offsets[part]]
-        with _connected(replace(shape, connections=len(shares)), self.uri, self.patience) as streams:
-            _together([_runner(share, stream, self) for share, stream in zip(shares, streams, strict=True)], streams)
+        with _connected(replace(shape, connections=len(shares)), self) as streams:
+            steps = [_runner(share, stream, self) for share, stream in zip(shares, streams, strict=True)]
+            _together(steps, streams, self.limit)
             for stream in streams:
                 part(stream)
         return [pair for share in shares for pair in share.found()]
 
-    def _compare(self, kept: Sequence[tuple[int, memoryview]], truth: Truth, way_out: str) -> int:
-        for offset, found in kept:
-            self._equal(found, truth(len(found), offset), offset, way_out)
-        return sum(len(found) for _, found in kept)
+    def _plain(self, length: int, offset: int) -> bytes:
+        """These bytes, one request at a time."""
+        sizes = self.plain.negotiated.export.block_sizes or BlockSizes()
+        longest = max(min(_PIECE, sizes.maximum) // sizes.minimum, 1) * sizes.minimum
+        pieces = []
+        for at in range(0, length, longest):
+            self.limit.remaining()
+            pieces.append(self.plain.read(min(longest, length - at), offset + at))
+        return b"".join(pieces)
 
-    def _equal(self, found: bytes | memoryview, truth: bytes, offset: int, way_out: str) -> None:
+    def _each(self, truth: Truth, offsets: Sequence[int]) -> Iterator[memoryview]:
+        """The block at each of these offsets, which are in order; blocks side by side are got together."""
+        block, first = self.load.block, 0
+        while first < len(offsets):
+            behind = first + 1
+            while behind < len(offsets) and offsets[behind] == offsets[behind - 1] + block:
+                if (behind - first + 1) * block > _PIECE:
+                    break
+                behind += 1
+            run = memoryview(truth((behind - first) * block, offsets[first]))
+            yield from (run[at : at + block] for at in range(0, len(run), block))
+            first = behind
+
+    def _equal(self, found: bytes | memoryview, truth: bytes | memoryview, offset: int, way_out: str) -> None:
         if found == truth:
             return
         wrong = [at for at in range(len(truth)) if found[at] != truth[at]]
@@ -174,7 +233,7 @@ class _Run:
     @contextmanager
     def _truth(self, reference: Path | None) -> Iterator[Truth]:
         if reference is None:
-            yield self.plain.read
+            yield self._plain
         else:
             with _file(reference) as truth:
                 yield truth
@@ -207,19 +266,23 @@ def _runner(share: _Share, stream: Stream, run: _Run) -> Callable[[], object]:
 
 
 @contextmanager
-def _connected(load: Load, uri: str, patience: float) -> Iterator[list[Stream]]:
+def _connected(load: Load, run: _Run) -> Iterator[list[Stream]]:
     streams: list[Stream] = []
     try:
         while len(streams) < load.connections:
-            streams.append(opened(Order(load, uri, 1.0, patience=patience))[0])
+            run.limit.remaining()
+            streams.append(opened(Order(load, run.uri, 1.0, patience=run.patience))[0])
         yield streams
     finally:
         for stream in streams:
             stream.close()
 
 
-def _together(steps: Sequence[Callable[[], object]], streams: Sequence[Stream]) -> None:
-    """Run all of them at the same time. Raises what the first one that fails raises; the others end then."""
+def _together(steps: Sequence[Callable[[], object]], streams: Sequence[Stream], limit: Deadline) -> None:
+    """Run all of them at the same time. Raises what the first one that fails raises; the others end then.
+
+    Raises TimeoutError at the limit, where they are ended.
+    """
     failures: list[BaseException] = []
 
     def run(step: Callable[[], object]) -> None:
@@ -234,7 +297,8 @@ def _together(steps: Sequence[Callable[[], object]], streams: Sequence[Stream]) 
         thread.start()
     try:
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(limit.remaining())
     except BaseException:
         _hang_up(streams)
         for thread in threads:

@@ -9,37 +9,44 @@ from pathlib import Path
 
 from nbdresize.errors import InsufficientSpace
 from nbdresize.loads import programs
+from nbdresize.loads.batch import PATIENCE
 from nbdresize.loads.model import Load, Measured, Operation
 from nbdresize.units import format_size
 
 _MIB = 1 << 20
 _SPARSE_EVERY = 16 * _MIB
-_GRACE = 60.0
 _SLOWEST = 4 * _MIB
-_LONGEST = 20 * 24 * 3600.0
-"""The longest that a copy may take, in seconds; poll(2) can't wait for 25 days."""
 """A copy that is slower than these many bytes a second is given up."""
+LONGEST = 20 * 24 * 3600.0
+"""The longest that a copy may take, in seconds; poll(2) can't wait for 25 days."""
 
 
-def run(load: Load, uri: str, size: int, *, core: int | None = None) -> Measured:
+def run(load: Load, uri: str, size: int, *, core: int | None = None, patience: float = PATIENCE) -> Measured:
     """Copy a disk of `size` bytes. Raises InsufficientSpace where what is to be written has no room here,
     ProgramMissing, PeerFailed."""
     if load.operation is Operation.READ:
-        return copy(load, uri, "null:", size, core=core)
+        return copy(load, uri, "null:", size, core=core, patience=patience)
     with source(size, sparse=load.sparse) as path:
-        return copy(load, str(path), uri, size, core=core)
+        return copy(load, str(path), uri, size, core=core, patience=patience)
 
 
-def copy(load: Load, origin: str, destination: str, size: int, *, core: int | None = None) -> Measured:
-    """Copy from one to the other; see nbdcopy(1) for what they can be."""
+def copy(
+    load: Load, origin: str, destination: str, size: int, *, core: int | None = None, patience: float = PATIENCE
+) -> Measured:
+    """Copy from one to the other; see nbdcopy(1) for what they can be. Raises what `run` raises."""
     words = [
         *("nbdcopy", f"--connections={load.connections}", f"--requests={load.depth}"),
         f"--request-size={load.block}",
         *([] if load.sparse else ["--no-extents", "--sparse=0"]),
         *("--", origin, destination),
     ]
-    finished = programs.run(words, "libnbd-bin", min(_GRACE + size / _SLOWEST, _LONGEST), core)
+    finished = programs.run(words, "libnbd-bin", longest(size, patience), core)
     return Measured(-(-size // load.block), size, finished.seconds, None)
+
+
+def longest(size: int, patience: float) -> float:
+    """Seconds that copying so many bytes may take, from a server that may be silent for `patience` seconds."""
+    return min(programs.STARTING_SECONDS + patience + size / _SLOWEST, LONGEST)
 
 
 @contextmanager

@@ -6,19 +6,29 @@ from typing import Any
 from nbdresize.client.uri import parse_uri
 from nbdresize.errors import InvalidArgument, PeerFailed
 from nbdresize.loads import programs
+from nbdresize.loads.batch import PATIENCE
 from nbdresize.loads.model import Latency, Load, Measured, Operation
 
-_GRACE = 60.0
 _MOST_MAPPED = 1 << 24
 """fio remembers which of the blocks of a random load it has had; of more than these that takes too much memory."""
 _PERCENTILES = ("50.000000", "99.000000", "99.900000")
 
 
-def run(load: Load, uri: str, size: int, seconds: float, *, core: int | None = None, warm_up: float = 0.0) -> Measured:
+def run(
+    load: Load,
+    uri: str,
+    size: int,
+    seconds: float,
+    *,
+    core: int | None = None,
+    warm_up: float = 0.0,
+    patience: float = PATIENCE,
+) -> Measured:
     """Put the load on a disk of `size` bytes. Raises InvalidArgument for TLS, ProgramMissing, PeerFailed."""
     if parse_uri(uri).tls is not None:
         raise InvalidArgument("fio's nbd engine takes no certificates", "use --engine batch, or nbdcopy")
-    finished = programs.run(command(load, uri, size, seconds, warm_up), "fio", seconds + warm_up + _GRACE, core)
+    limit = programs.STARTING_SECONDS + warm_up + seconds + patience
+    finished = programs.run(command(load, uri, size, seconds, warm_up), "fio", limit, core)
     try:
         job = json.loads(finished.output[finished.output.index("{") :])["jobs"][0]
         return _measured(job["mixed"], load.block)

@@ -48,7 +48,7 @@ class Pipeline:
         # Any `depth` requests in a row hold a watched one, so that no pause of the server goes unnoticed.
         self._watched_of = 1 if load.block >= _LARGE else min(load.depth, _WATCHED)
         self._position = first
-        self._outstanding: set[int] = set()
+        self._outstanding = replies.outstanding
         self._watched: dict[int, float] = {}
         self._idle = load.depth
         self._now = 0.0
@@ -64,7 +64,7 @@ class Pipeline:
             return self._run(time.monotonic(), warm_up, seconds)
 
     def once(self) -> int:
-        """Each request of the table once; how many that were."""
+        """Each request of the table once; how many that were. Within `patience` seconds, one has to be answered."""
         with self._guarded():
             return self._once()
 
@@ -79,6 +79,7 @@ class Pipeline:
 
     def _once(self) -> int:
         self._now = time.monotonic()
+        end = self._now + self._patience
         length = len(self._table)
         answered = sent = 0
         while sent < length:
@@ -89,6 +90,10 @@ class Pipeline:
             done = self._receive()
             self._idle += done
             answered += done
+            if done:
+                end = self._now + self._patience
+            elif self._now > end:
+                raise TimeoutError
         return answered + self._drain()
 
     def _loop(self, until: float) -> int:
@@ -114,19 +119,16 @@ class Pipeline:
             answered += self._receive()
             if self._now > end:
                 raise TimeoutError
+        if self._replies.unfinished:
+            raise ProtocolViolation("Something more came after the last reply", "nothing else was asked")
         return answered
 
     def _receive(self) -> int:
         """Wait for something to come; how many requests that answered."""
-        replies, outstanding = self._replies, self._outstanding
+        replies = self._replies
         count = self._channel.receive(replies.room())
         self._now = now = time.monotonic()
         cookies = replies.take(count)
-        done = len(cookies)
-        left = len(outstanding) - done
-        outstanding.difference_update(cookies)
-        if len(outstanding) != left:
-            raise unknown(max(cookies))
         watched = self._watched
         if self._watched_of == 1:
             for cookie in cookies:
@@ -134,7 +136,7 @@ class Pipeline:
         elif not watched.keys().isdisjoint(cookies):
             for cookie in watched.keys() & cookies:
                 self._latencies.add(now - watched.pop(cookie))
-        return done
+        return len(cookies)
 
     def _send(self, count: int) -> None:
         """Send the next requests of the table."""

@@ -51,10 +51,15 @@ class Refused(Exception):
 class Replies:
     """Receive into `room()`, then `take` what came: the cookies of the replies that are complete now.
 
+    `outstanding` are the cookies of the requests that are under way. Who sends a request adds its cookie; the reply
+    takes it away. Nothing is taken for any other cookie, not even the beginning of a reply: not before its request, and
+    not after its first reply, whose bytes a second one could replace.
+
     Raises ProtocolViolation, and Refused.
     """
 
     def __init__(self) -> None:
+        self.outstanding: set[int] = set()
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._kept = 0
@@ -64,6 +69,11 @@ class Replies:
 
     def take(self, count: int) -> Sequence[int]:
         raise NotImplementedError
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something has come that is not complete."""
+        return bool(self._kept)
 
     def _keep(self, position: int, have: int) -> None:
         """The beginning of something that has not come in full moves to the front."""
@@ -104,15 +114,26 @@ class UniformReplies(Replies):
                 return ()
             done = self._begun + cookies[:-1]
             self._begun = cookies[-1:]
-            return done
-        if at < have:
-            self._keep(at, have)
         else:
-            self._kept = 0
-        self._next = 0
-        done = self._begun + cookies
-        self._begun = ()
+            if at < have:
+                self._keep(at, have)
+            else:
+                self._kept = 0
+            self._next = 0
+            done = self._begun + cookies
+            self._begun = ()
+        outstanding = self.outstanding
+        left = len(outstanding) - len(done)
+        outstanding.difference_update(done)
+        if len(outstanding) != left:
+            raise unknown(max(done))
+        if self._begun and self._begun[0] not in outstanding:
+            raise unknown(self._begun[0])
         return done
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._kept or self._begun)
 
     def _layout(self, headers: int) -> struct.Struct:
         between = self._stride - _HEADER
@@ -164,7 +185,7 @@ class VariedReplies(Replies):
                 if self._left:
                     break
                 if self._last:
-                    done.append(self._cookie)
+                    self._finish(self._cookie, done)
             following = self._header(position, have, done)
             if following is None:
                 break
@@ -186,7 +207,7 @@ class VariedReplies(Replies):
                 raise ProtocolViolation("A READ is answered by a simple reply", "structured replies were agreed on")
             self._expect(cookie, 0, self._block, last=True)
         else:
-            done.append(cookie)
+            self._finish(cookie, done)
         return position + _HEADER
 
     def _chunk(self, position: int, have: int, done: list[int]) -> int | None:
@@ -220,11 +241,20 @@ class VariedReplies(Replies):
         else:
             raise ProtocolViolation(f"A chunk of type {kind} with {length} bytes", "that answers nothing asked here")
         if last:
-            done.append(cookie)
+            self._finish(cookie, done)
         return body + int(length)
 
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._kept or self._left or self._covered)
+
+    def _finish(self, cookie: int, done: list[int]) -> None:
+        self.outstanding.remove(cookie)
+        done.append(cookie)
+
     def _reads(self, cookie: int) -> bool:
-        if cookie >= len(self._table):
+        """Whether it is a read's. Raises ProtocolViolation where nothing with that cookie is under way."""
+        if cookie not in self.outstanding:
             raise unknown(cookie)
         return self._table.reads(cookie)
 
@@ -256,7 +286,7 @@ class VariedReplies(Replies):
 
 
 def unknown(cookie: int) -> ProtocolViolation:
-    """What to raise for a reply to a request that is not under way, or its second one."""
+    """What to raise for anything that answers a request which is not under way: not asked, or answered before."""
     return ProtocolViolation(f"A reply answers no request that is under way (cookie {cookie:#x})", "each gets one")
 
 

@@ -39,5 +39,5 @@ def run(
         check_disk(load, connection.negotiated.export, connection.target.shown)
         size = connection.negotiated.export.size
     if load.engine is Engine.FIO:
-        return fio.run(load, uri, size, seconds, core=core, warm_up=warm_up)
-    return copying.run(load, uri, size, core=core)
+        return fio.run(load, uri, size, seconds, core=core, warm_up=warm_up, patience=patience)
+    return copying.run(load, uri, size, core=core, patience=patience)

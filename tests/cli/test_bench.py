@@ -94,6 +94,13 @@ def test_a_verified_run(nbdresize: Command, uri: str, image: Path) -> None:
     assert image.read_bytes() != before
 
 
+def test_a_verified_run_of_tiny_blocks_says_that_it_is_coarse(nbdresize: Command, uri: str) -> None:
+    command = ("bench", "--uri", uri, "--verify", "--pattern", "sequential", "--depth", "64", "--block")
+    out = nbdresize(*command, "3").ok().out
+    assert "Every byte was right: 192 KiB\nSmall blocks: no more than 65536 of a load are verified" in out
+    assert "Small blocks" not in nbdresize(*command, "4K").ok().out
+
+
 def test_a_server_that_loses_writes_is_found(nbdresize: Command, tmp_path: Path) -> None:
     def forgetful(request: raw.Request) -> bytes:
         return raw.simple(request.cookie, data=bytes(request.length) if request.command == raw.READ else b"")
@@ -183,7 +190,11 @@ def test_a_server_that_falls_silent_is_given_up(nbdresize: Command, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("mode", "number"),
-    [*((mode, signal.SIGINT) for mode in ("batch", "fio", "verify")), ("fio", signal.SIGTERM)],
+    [
+        *((mode, signal.SIGINT) for mode in ("batch", "fio", "verify")),
+        ("fio", signal.SIGTERM),
+        *((mode, signal.SIGKILL) for mode in ("batch", "fio", "nbdcopy")),
+    ],
 )
 def test_a_signal_ends_it_and_all_that_it_started(
     nbdresize: Command, uri: str, tmp_path: Path, mode: str, number: signal.Signals
@@ -193,18 +204,19 @@ def test_a_signal_ends_it_and_all_that_it_started(
         if mode == "verify":
             process = nbdresize.start("bench", "--uri", silent.uri, "--timeout", "3600", "--verify", *options)
         else:
-            process = nbdresize.start("bench", "--uri", uri, "--engine", mode, *options)
+            served = silent.uri if mode == "nbdcopy" else uri
+            process = nbdresize.start("bench", "--uri", served, "--timeout", "3600", "--engine", mode, *options)
         try:
             if mode == "verify":
                 until(lambda: len(silent._clients) == 4, what="all connections")
                 started = []
             else:
                 started = until(lambda: children(process.pid), what="the load's process")
-                until(lambda: mode == "fio" or len(children(started[0])) == 2, what="both connections")
+                until(lambda: mode != "batch" or len(children(started[0])) == 2, what="both connections")
                 started += children(started[0])
             process.send_signal(number)
             assert process.communicate(timeout=SECONDS) == (b"", b"")
-            assert process.returncode == 130
+            assert process.returncode == (-number if number is signal.SIGKILL else 130)
             until(lambda: not any(map(alive, started)), what="all of its processes to end")
         finally:
             process.kill()

@@ -2,14 +2,17 @@
 
 import select
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nbdresize.client import connect
+from nbdresize.client.deadline import Deadline
 from nbdresize.errors import Inconsistent, InvalidArgument, NotAuthorized, PeerFailed, StateUnusable
-from nbdresize.loads.checking import _Run, check
+from nbdresize.loads import checking
+from nbdresize.loads.checking import _Run, blocks, check, coarse
 from nbdresize.loads.model import Engine, Load, Operation
 from tests.client import raw_server as raw
 from tests.client.conftest import qemu_nbd, stock_nbdkit
@@ -70,7 +73,7 @@ def test_what_is_written_has_to_be_in_the_file(tmp_path: Path) -> None:
 def test_half_of_random_blocks_lie_together_and_none_is_chosen_twice(native: str) -> None:
     """So that servers which do otherwise what is asked for again and again do so here."""
     with connect(native) as plain:
-        offsets = _Run(batch(Operation.READ, BLOCK, 4), native, plain, 64 * BLOCK, 10)._offsets()
+        offsets = _Run(batch(Operation.READ, BLOCK, 4), native, plain, 64 * BLOCK, 10, Deadline(60))._offsets()
     assert len(set(offsets)) == len(offsets) == 64
     assert sum(offset < 64 * BLOCK for offset in offsets) == 32
     assert offsets != sorted(offsets)
@@ -94,6 +97,17 @@ def test_only_so_much_is_verified(native: str) -> None:
     assert check(batch(), native, most=10 * BLOCK + 1) == 10 * BLOCK
     assert check(batch(block=MIB), native, most=1) == MIB
     assert check(batch(block=3000), native) == SIZE // 3000 * 3000
+
+
+def test_of_blocks_that_are_too_small_only_so_many_are_verified(native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert blocks(batch(block=3), 1 << 40) == checking.MOST_BLOCKS < 100_000
+    assert blocks(batch(block=BLOCK), 1 << 40) == checking.VERIFIED // BLOCK
+    assert [coarse(batch(block=block), 1 << 40) for block in (3, 512, BLOCK, MIB)] == [True, True, False, False]
+    assert not coarse(batch(block=3), 1000)
+    monkeypatch.setattr(checking, "MOST_BLOCKS", 1000)
+    for operation in (Operation.READ, Operation.WRITE):
+        rounds = 1 if operation is Operation.READ else 2
+        assert check(batch(operation, 3), native) == rounds * 1000 * 3
 
 
 # Wrong bytes
@@ -185,6 +199,84 @@ def test_a_read_of_the_load_that_differs_from_a_plain_one(tmp_path: Path) -> Non
 def raw_pending(peer: Peer) -> bool:
     """Whether another request has come already."""
     return bool(select.select([peer.socket], [], [], 0)[0])
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_bytes_that_come_after_the_answer_do_not_mend_it(tmp_path: Path, structured: bool) -> None:
+    """A wrong reply, and with it the beginning of a second one that brings the right bytes."""
+    load = batch(depth=1, structured=structured)
+
+    def script(peer: Peer) -> None:
+        while (request := peer.request()).command != raw.DISC:
+            wrong, right = b"x" * request.length, bytes(request.length)
+            if request.length != BLOCK:  # a plain read, of all that lies side by side
+                peer.send(raw.data(request.cookie, request.offset, right) if structured else answer(request, right))
+            elif structured:
+                second = raw.data(request.cookie, request.offset, right, flags=0)
+                peer.send(raw.data(request.cookie, request.offset, wrong), second)
+            else:
+                peer.send(answer(request, wrong), answer(request, right + b"y")[:-1])
+
+    def answer(request: raw.Request, data: bytes) -> bytes:
+        return raw.simple(request.cookie, data=data)
+
+    infos = (raw.export_info(size=8 * BLOCK),)
+    with RawServer(tmp_path, Honest(script, infos=infos, structured=structured)) as server, pytest.raises(PeerFailed):
+        check(load, server.uri)
+
+
+# How long it takes
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_server_that_drips_is_given_up(tmp_path: Path, blocks: int) -> None:
+    """It is never silent, and after some seconds it would even be right. At the end of a load, and before."""
+
+    peers: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        dripping = 0 if peer is peers[0] else 300  # the first one is the plain client
+        while (request := peer.request()).command != raw.DISC:
+            reply = raw.simple(request.cookie, data=bytes(request.length))
+            for at in range(dripping):
+                peer.send(reply[at : at + 1])
+                time.sleep(0.01)
+            peer.send(reply[dripping:])
+            dripping = 0
+
+    infos = (raw.export_info(size=blocks * BLOCK),)
+    with (
+        RawServer(tmp_path, Honest(script, infos=infos, structured=False)) as server,
+        pytest.raises(PeerFailed, match=r"did not answer within 0.5 s"),
+    ):
+        check(batch(depth=1), server.uri, patience=0.5)
+
+
+@pytest.mark.parametrize("slow", ["load", "plain"])
+def test_a_server_that_is_slow_with_each_answer_has_a_limit_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    monkeypatch.setattr(checking, "_OWN_SECONDS", 0.5)
+    monkeypatch.setattr(checking, "_ANSWERS_IN_ALL", 0)
+    peers: list[Peer] = []
+    answered: list[raw.Request] = []
+
+    def script(peer: Peer) -> None:
+        peers.append(peer)
+        while (request := peer.request()).command != raw.DISC:
+            if (peer is peers[0]) == (slow == "plain"):
+                time.sleep(0.02)
+                answered.append(request)
+            peer.send(raw.simple(request.cookie, data=bytes(request.length)))
+
+    infos = (raw.export_info(size=64 * MIB),)
+    with (
+        RawServer(tmp_path, Honest(script, infos=infos, structured=False)) as server,
+        pytest.raises(PeerFailed, match=r"could not be verified within 0.5 s: .*--timeout"),
+    ):
+        check(batch(block=65536, depth=4), server.uri, patience=3600)
+    assert len(answered) < (1024 if slow == "load" else 64)
 
 
 # What stands in the way

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,26 @@ def test_a_program_that_does_not_end_is_ended_with_its_children(
         programs.run(["slow"], "slow", 1.0)
     child = int((tmp_path / "pid").read_text())
     until(lambda: not alive(child))
+
+
+@pytest.mark.parametrize(("engine", "name", "limit"), [(Engine.FIO, "fio", 4), (Engine.NBDCOPY, "nbdcopy", 6)])
+def test_the_server_has_as_long_as_was_said(
+    native: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, name: str, limit: int
+) -> None:
+    """4 s of patience; and nbdcopy 2 s for what it copies."""
+    pretending(tmp_path, name, "exec sleep 3600")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(programs, "STARTING_SECONDS", 0.0)
+    with pytest.raises(PeerFailed, match=f"{name} has not ended within {limit} s: .*--timeout"):
+        run(Load(engine, Operation.READ, 4096, 1), native, 0.01, patience=4.0)
+
+
+def test_a_program_does_not_start_where_its_parent_is_dead_already(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    for parent, code in ((os.getpid() + 1, 127), (os.getpid(), 0)):
+        done = subprocess.run(["touch", made], preexec_fn=lambda parent=parent: programs.end_with(parent))  # type: ignore[misc]
+        assert done.returncode == code
+        assert made.exists() == (code == 0)
 
 
 def test_a_source_is_full_or_mostly_holes() -> None:

@@ -26,8 +26,12 @@ def content(cookie: int) -> bytes:
     return bytes([cookie % 251]) * BLOCK
 
 
-def feed(replies: Replies, stream: bytes, cuts: Iterable[int]) -> list[int]:
-    """The cookies, in their order, of a stream that comes in pieces of these lengths, over and over."""
+def feed(replies: Replies, stream: bytes, cuts: Iterable[int], asked: Iterable[int] = range(1024)) -> list[int]:
+    """The cookies, in their order, of a stream that comes in pieces of these lengths, over and over.
+
+    It answers requests with the cookies `asked`.
+    """
+    replies.outstanding.update(asked)
     taken: list[int] = []
     lengths = itertools.cycle(cuts)
     while stream:
@@ -169,6 +173,62 @@ def test_chunks_that_answer_nothing_are_violations(make: Callable[[int], bytes])
     stream = make(requests.offset(1)).ljust(4096, b"\0")
     with pytest.raises(ProtocolViolation):
         feed(VariedReplies(requests, structured=True), stream, [4096])
+
+
+Make = Callable[[RequestTable], Replies]
+MAKERS: Sequence[Make] = (
+    lambda _: UniformReplies(BLOCK),
+    lambda requests: VariedReplies(requests, structured=False),
+    lambda requests: VariedReplies(requests, structured=True),
+)
+
+
+def reply(replies: Replies, requests: RequestTable, cookie: int) -> bytes:
+    """A good one of the form that these parse."""
+    structured = isinstance(replies, VariedReplies) and replies._structured
+    return raw.data(cookie, requests.offset(cookie), content(cookie)) if structured else good(cookie)
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=["uniform", "simple", "structured"])
+@pytest.mark.parametrize("cookie", [1, 3, 1 << 40], ids=["answered", "not asked", "never asked"])
+def test_not_even_a_part_is_taken_for_what_is_not_under_way(make: Make, cookie: int) -> None:
+    requests = table()
+    for cuts in ([4096], [1]):
+        replies = make(requests)
+        stream = reply(replies, requests, 1)
+        with pytest.raises(ProtocolViolation, match="no request that is under way"):
+            feed(replies, stream + begun(replies, requests, cookie), cuts, [1, 2])
+
+
+def begun(replies: Replies, requests: RequestTable, cookie: int) -> bytes:
+    """A reply that lacks its last byte."""
+    return reply(replies, requests, 2)[:-1].replace(struct.pack(">Q", 2), struct.pack(">Q", cookie), 1)
+
+
+@pytest.mark.parametrize("kind", ["data", "hole"])
+def test_a_chunk_that_ends_nothing_is_not_delivered_after_the_reply(kind: str) -> None:
+    requests = table()
+    offset = requests.offset(1)
+    late = {
+        "data": raw.data(1, offset, b"x" * BLOCK, flags=0),
+        "hole": raw.chunk(HOLE, 1, struct.pack(">QI", offset, BLOCK), flags=0),
+    }[kind]
+    delivered: list[int] = []
+    replies = VariedReplies(requests, structured=True, deliver=lambda cookie, *_: delivered.append(cookie))
+    with pytest.raises(ProtocolViolation, match="no request"):
+        feed(replies, raw.data(1, offset, content(1)) + late, [4096], [1, 2])
+    assert delivered == [1]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=["uniform", "simple", "structured"])
+def test_what_is_not_complete_is_told(make: Make) -> None:
+    requests = table()
+    replies = make(requests)
+    stream = reply(replies, requests, 1)
+    for byte in range(len(stream)):
+        feed(replies, stream[byte : byte + 1], [1], [1] if byte == 0 else [])
+        assert replies.unfinished == (byte < len(stream) - 1)
+    assert replies.outstanding == set()
 
 
 def test_flags_other_than_done_change_nothing() -> None:
