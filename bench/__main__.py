@@ -34,7 +34,7 @@ _RESULTS = CHECKOUT / "bench/results"
 _SMALLEST = 16 * MIB
 _FAILED, _USAGE, _REFUSED, _INTERRUPTED = 1, 2, 3, 130
 _EXAMPLES = """examples:
-  scripts/bench                                  five minutes
+  scripts/bench                                  about seven minutes
   scripts/bench --full                           everything, about 45 minutes
   scripts/bench --only 'depth 16' --rounds 8     some rows, with more rounds
   scripts/bench --only resizing                  one suite

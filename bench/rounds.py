@@ -106,6 +106,15 @@ def interval_of_ratio(comparison: Comparison, server: str, what: Measure) -> tup
     return certainty.interval(per_round(comparison.samples, server, what), comparison.looks)
 
 
+def bounds(comparison: Comparison, server: str, what: Measure) -> tuple[float, float] | None:
+    """Of a refused ratio, from where to where it may be; None where that isn't known, and where it is not refused."""
+    found = per_round(comparison.samples, server, what)
+    if len(found) < certainty.FEWEST or not all(math.isfinite(each) and each > 0 for each in found):
+        return None
+    refused = comparison.refused or what.value in comparison.unsteady.get(server, {})
+    return interval_of_ratio(comparison, server, what) if refused else None
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Raises statistics.StatisticsError where there are none."""
     return Spread.of(values)

@@ -1,7 +1,7 @@
 """Numbers and verdicts, the same in tables, charts and on the terminal."""
 
 from bench.model import Comparison, Spread, Target
-from bench.rounds import Measure, ratios
+from bench.rounds import Measure, bounds, ratios
 
 NONE = "—"
 REFUSED = "refused"
@@ -28,12 +28,14 @@ def ratio(spread: Spread) -> str:
 
 
 def cell(comparison: Comparison, server: str, what: Measure) -> str:
-    """A server's ratio, that there is none, or that it is refused."""
+    """A server's ratio, that there is none, or that it is refused, with from where to where it may be."""
     if server not in comparison.samples:
         return NONE
     found = ratios(comparison, server, what)
     if found is not None:
         return ratio(found)
+    if (within := bounds(comparison, server, what)) is not None:
+        return f"{REFUSED}, {within[0]:.2f}–{within[1]:.2f}"
     return REFUSED if comparison.refused or what.value in comparison.unsteady.get(server, {}) else NONE
 
 
@@ -64,6 +66,9 @@ def of_target(comparison: Comparison, target: Target, what: Measure) -> str | No
         return None
     lower = what is not Measure.THROUGHPUT
     found = ratios(comparison, target.server, what)
+    within = bounds(comparison, target.server, what)
+    if within is not None and not within[0] < asked < within[1]:  # wherever in there it is
+        found = Spread(within[0], *within)
     return f"{sign(lower)} {asked:.3g}: {verdict(found, asked, lower_is_better=lower)}"
 
 

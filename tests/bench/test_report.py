@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy
 import pytest
 
-from bench.model import Comparison, Curve, Figure, Run, Section, Spread
+from bench.model import Comparison, Curve, Figure, Run, Section, Spread, Target
 from bench.report import changes, charts, figures, markdown, stored
 from bench.report.changes import Verdict
 from bench.report.machine import machine, versions, worries
 from bench.report.markdown import of_readme, report, with_part
-from bench.report.wording import number, verdict
-from bench.rounds import judged
+from bench.report.wording import number, of_target, verdict
+from bench.rounds import Measure, judged, ratios
 from tests.bench.made import STEADY, WILD, alone_row, depth_1, made, samples, steady_row, wild_row
 
 CHECKOUT = Path(__file__).parents[2]
@@ -92,9 +92,19 @@ def test_the_report_of_a_refused_row_has_no_number_of_it() -> None:
     row = judged(Comparison("wild", {"native": samples(10, 1, by=WILD), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}))
     lines = [line for line in report(made(row)).splitlines() if line.startswith("| wild")]
     assert lines[:2] == [
-        "| wild | refused | — | 10/s, 0.0391 MiB/s |",
+        "| wild | refused, 0.50–1.50 | — | 10/s, 0.0391 MiB/s |",
         "| wild | 1.00 (1.00–1.00) | — | 1,000,000 µs |",
     ]
+
+
+def test_a_target_outside_of_where_a_refused_ratio_may_be_is_met_or_missed() -> None:
+    by = (2.0, 3.0, 2.5, 3.9, 2.1)
+    wild = {"native": samples(10, 1, by=by), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}
+    for asked, told in ((1.8, "met"), (2.2, "not known"), (4.0, "missed")):
+        target = Target("native", throughput=asked)
+        row = judged(Comparison("wild", wild, targets=(target,)))
+        assert ratios(row, "native", Measure.THROUGHPUT) is None
+        assert of_target(row, target, Measure.THROUGHPUT) == f"≥ {asked:.3g}: {told}"
 
 
 def test_tables_stay_tables_whatever_a_name_holds() -> None:
@@ -419,8 +429,6 @@ def test_the_readme_shows_what_the_reference_run_has_found() -> None:
 
 def test_the_reference_run_is_whole() -> None:
     results = CHECKOUT / "bench/results"
-    if not results.exists():
-        return  # before the first
     run = stored.load(results / markdown.RUN)
     assert (results / markdown.REPORT).read_text() == report(run)
     drawn = {chart.name for chart in (*charts.charts(run), *charts.targets(run))}
