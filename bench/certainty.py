@@ -10,6 +10,9 @@ up to the first, 8 % up to the second, 10 % in all. With 5 rounds these are, aft
 (wrong in 6.2 %); after 8 the same (0.8 %); after 11 without one at each end (1.2 %): together 8.2 % at most, whenever
 it ends and whatever made it end.
 
+That is what is wrong of all ratios, those that are refused among them. Of the ones that are told as numbers it may be
+more, since these are chosen for intervals that are narrow, some of them by chance.
+
 The values have to be independent of each other. Rounds and repetitions are, nearly; requests of one load are not.
 """
 

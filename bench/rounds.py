@@ -95,6 +95,8 @@ def _too_wide(ratios: Sequence[float], looks: Sequence[int], name: str) -> str:
     """Why the median of these tells nothing; empty if it does, or if there are none."""
     if not ratios:
         return ""
+    if len(ratios) < certainty.FEWEST:
+        return f"{name} was measured {len(ratios)} times only"
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         return f"{name} was too little to be measured"
     wide = certainty.too_wide(ratios, looks)

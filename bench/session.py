@@ -15,7 +15,7 @@ from nbdresize.units import format_size
 
 SUITES = ("throughput", "resizing", "decisions", "scale", "instructions")
 _EXPECTED = {  # seconds: of a quick run, of a full one
-    "throughput": (340, 1700),
+    "throughput": (280, 1620),
     "resizing": (50, 300),
     "decisions": (30, 180),
     "scale": (40, 480),

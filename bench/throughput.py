@@ -130,7 +130,7 @@ class Bench:
             running = {name: stack.enter_context(peers.serving(name, file, place, setting, server)) for name in able}
             for peer in running.values():
                 self._prepare(peer, setting, file, client)
-            if not setting.cold:
+            if not setting.cold and not setting.load.sparse:  # a page that is mapped is no hole any more, on tmpfs
                 stack.enter_context(places.kept_warm(file))
             copied = _copied(setting.load, file) if setting.load.sparse else None
             return compare(

@@ -18,7 +18,7 @@ from bench.model import Curve, Figure, Run
 from bench.report.figures import interval, points, refusal
 from bench.report.markdown import table
 from bench.report.wording import NONE, TITLES, number
-from bench.rounds import BASE, Measure, interval_of_ratio, per_round, ratios
+from bench.rounds import BASE, Measure, bounds, interval_of_ratio, per_round, ratios
 
 OURS = ("native", "nbdkit front")
 OTHERS = (BASE, "nbdkit python", "qemu-nbd", "nbd-server")
@@ -36,7 +36,7 @@ class Verdict(StrEnum):
     DIFFERENT = "different"
     """More than noise, of something of which neither more nor less is better."""
     MISSING = "only in one"
-    """Not measured in the other run, or refused."""
+    """Not measured in the other run, or too seldom."""
     ELSEWHERE = "another machine"
     SINGLE = "measured once"
     """So that how much it varies is not known."""
@@ -126,8 +126,8 @@ def _numbers(run: Run) -> Iterator[tuple[tuple[str, str, str], _Number]]:
         for row in section.comparisons:
             for server in row.samples:
                 for what in Measure:
-                    if server != BASE and ratios(row, server, what) is not None:
-                        values = per_round(row.samples, server, what)
+                    known = ratios(row, server, what) is not None or bounds(row, server, what) is not None
+                    if server != BASE and known:  # a refused one too may be anywhere in its interval, not elsewhere
                         values = per_round(row.samples, server, what)
                         value = Value(statistics.median(values), *interval_of_ratio(row, server, what), len(values))
                         key = (section.suite, row.row, f"{server}: {TITLES[what].lower().replace('cpu', 'CPU')}")

@@ -145,7 +145,7 @@ def _memory(comparisons: list[Comparison]) -> str:
         for row in comparisons
         if any(row.row in most[server] for server in servers)
     ]
-    return table(["Most anonymous memory seen, MiB", *servers], rows)
+    return table(["Most memory of its own seen, MiB", *servers], rows)
 
 
 def _refused(reasons: list[str]) -> str:
@@ -182,8 +182,10 @@ def of_readme(results: Path, folder: str = "bench/results/") -> str:
     ]
     machine = f"{run.machine.get('processor', '?')}, {run.machine.get('cores', '?')} cores"
     about = (
-        "As multiples of nbdkit's file plugin, on the same file under the same load, server and client on a core each"
-        f" ({machine}): the median of the rounds, with the lowest and the highest."
+        "As multiples of nbdkit's file plugin, on the same file under the same load"
+        f" ({machine}): the median of the rounds, with the lowest and the highest. Where rounds differ too much there"
+        " is no number: `refused, 1.42–2.31` says between what it lies, nine times in ten. Latency stands where there"
+        " is one request at a time; with several, a server that prefers some of them has a short median."
     )
     return "\n\n".join(
         [
@@ -199,6 +201,8 @@ def _outcome(row: Comparison, server: str, what: Measure) -> str:
     """The ratio and what is asked of it."""
     asked = next((of_target(row, target, what) for target in row.targets if target.server == server), None)
     found = cell(row, server, what)
+    if what is Measure.LATENCY and not asked:
+        return NONE
     return f"{found}, {asked}" if asked else found
 
 

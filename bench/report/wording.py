@@ -68,7 +68,7 @@ def of_target(comparison: Comparison, target: Target, what: Measure) -> str | No
     found = ratios(comparison, target.server, what)
     within = bounds(comparison, target.server, what)
     if within is not None and not within[0] < asked < within[1]:  # wherever in there it is
-        found = Spread(within[0], *within)
+        found = Spread(within[1] if lower else within[0], *within)
     return f"{sign(lower)} {asked:.3g}: {verdict(found, asked, lower_is_better=lower)}"
 
 

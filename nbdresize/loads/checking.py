@@ -36,7 +36,9 @@ MOST_BLOCKS = 65536
 
 _OWN_SECONDS = 300.0
 _ANSWERS_IN_ALL = 10
-"""A verified run may take as long as the server may take for so many answers, and _OWN_SECONDS."""
+_READ_SECONDS = 0.1
+"""A verified run may take as long as the server may take for so many answers, _OWN_SECONDS, and _READ_SECONDS for each
+block twice: most are read one at a time, from servers that may be far away."""
 _PIECE = 1 << 20
 _KEEPS = "the server, or what lies below it, does not keep what it is given"
 _ANSWERS = "the server answers from somewhere else than the file that it is meant to serve"
@@ -93,7 +95,8 @@ def coarse(load: Load, size: int) -> bool:
 def _longest(load: Load, size: int, patience: float) -> float:
     """Seconds for all of a verified run. What nbdcopy has copied is then compared, in as much time again."""
     copies = 2 * copying.longest(size, patience) if load.engine is Engine.NBDCOPY else 0.0
-    return min(_OWN_SECONDS + _ANSWERS_IN_ALL * patience + copies, copying.LONGEST)
+    reads = 0.0 if copies else 2 * blocks(load, size) * _READ_SECONDS
+    return min(_OWN_SECONDS + _ANSWERS_IN_ALL * patience + copies + reads, copying.LONGEST)
 
 
 @dataclass

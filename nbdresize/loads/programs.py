@@ -19,7 +19,7 @@ _SHOWN_LINES = 3
 _LONGEST_SHOWN = 500
 _PR_SET_PDEATHSIG = 1
 _FAILED_TO_START = 127
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # found here: between fork and exec, the loader may be locked
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run(command: Sequence[str], package: str, limit: float, core: int | None = N
 
 def end_with(parent: int) -> None:
     """For a child between fork and exec: have the kernel kill it when the thread that has forked it dies."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
+    if _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the kernel was told
         os._exit(_FAILED_TO_START)

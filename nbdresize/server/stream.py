@@ -58,6 +58,10 @@ class Stream:
         except OSError as error:
             raise PeerGone(reason(error)) from error
 
+    def ready(self) -> bool:
+        """Whether there is something to receive, or the end of the stream."""
+        return bool(self._poll.poll(0))
+
     def linger(self) -> None:
         """Wait for more for some microseconds without sleeping, since being woken takes longer, and costs more.
 

@@ -148,6 +148,8 @@ class Transfer:
         """
         piped = 0
         while piped < most:
+            if piped and not self._stream.ready():  # a TCP socket would wait, whatever the flags
+                break
             flags = os.SPLICE_F_NONBLOCK if piped else 0
             try:
                 moved = os.splice(self._stream.fd, writing, most - piped, flags=flags)

@@ -107,6 +107,18 @@ def test_a_target_outside_of_where_a_refused_ratio_may_be_is_met_or_missed() -> 
         assert of_target(row, target, Measure.THROUGHPUT) == f"≥ {asked:.3g}: {told}"
 
 
+def test_what_less_is_better_of_is_met_where_all_of_it_is_less() -> None:
+    by = (0.6, 0.9, 0.7, 0.8, 0.65)
+    row = judged(Comparison("wild", {"native": samples(10, 1, by=by), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}))
+    kept = dataclasses.replace(row, refused="for another reason")
+    for asked, told in ((0.6, "missed"), (0.5, "missed"), (0.7, "not known"), (0.9, "met"), (1.0, "met")):
+        target = Target("native", latency=asked)
+        slower = {
+            name: [dataclasses.replace(each, latency=each.rate) for each in kept.samples[name]] for name in kept.samples
+        }
+        assert of_target(dataclasses.replace(kept, samples=slower), target, Measure.LATENCY) == f"≤ {asked:.3g}: {told}"
+
+
 def test_tables_stay_tables_whatever_a_name_holds() -> None:
     row = dataclasses.replace(steady_row(), row="a | b")
     [line] = [line for line in markdown.report(made(row)).splitlines() if line.startswith("| a") and "/s" in line]
@@ -387,7 +399,16 @@ def test_rows_that_only_one_run_has_are_told_without_a_verdict() -> None:
     found = verdicts(made(steady_row(), depth_1()), made(steady_row(), wild_row()))
     missing = {row for (row, _), verdict in found.items() if verdict is Verdict.MISSING}
     assert missing == {"4 KiB random read, depth 1", "1 MiB write, depth 16"}
-    assert ("1 MiB write, depth 16", "native: throughput") not in found  # refused in the only run that has it
+
+
+def test_a_refused_ratio_that_is_lower_in_any_case_is_worse() -> None:
+    rows = []
+    for by in ((1.9, 2.0, 2.1, 2.0, 2.0), (0.4, 0.8, 0.5, 0.7, 0.6), (1.2, 2.2, 1.8, 2.4, 1.5)):
+        found = {"native": samples(10, 1, by=by), "nbdkit file": samples(10, 1, by=(1.0,) * 5)}
+        rows.append(made(judged(Comparison("row", found))))
+    steady, lower, wild = rows
+    assert verdicts(steady, lower)["row", "native: throughput"] is Verdict.WORSE
+    assert verdicts(steady, wild)["row", "native: throughput"] is Verdict.NOISE
 
 
 def test_what_else_differs_between_two_runs_is_told() -> None:
