@@ -85,7 +85,7 @@ def test_a_quick_run_makes_figures_and_tells_them(tmp_path: Path) -> None:
     told: list[str] = []
     kept: list[Section] = []
     options = Options(tmp_path, only="4 KiB read, depth 16, simple", keep=kept.append)
-    section = instructions.run(options, told.append, requests=FEW)
+    section = instructions.run(options, told.append, requests=4 * FEW)
     assert [figure.unit for figure in section.figures] == ["instructions per request", "system calls per request"]
     assert [figure.name for figure in section.figures] == instructions.names(options)
     assert len(told) == 2 and kept == [section]
