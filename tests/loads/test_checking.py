@@ -259,6 +259,7 @@ def test_a_server_that_is_slow_with_each_answer_has_a_limit_for_all_of_them(
 ) -> None:
     monkeypatch.setattr(checking, "_OWN_SECONDS", 0.5)
     monkeypatch.setattr(checking, "_ANSWERS_IN_ALL", 0)
+    monkeypatch.setattr(checking, "_READ_SECONDS", 0.0)
     peers: list[Peer] = []
     answered: list[raw.Request] = []
 

@@ -43,7 +43,7 @@ def test_what_has_come_of_a_payload_is_written_while_the_rest_is_awaited(
     half = len(PAYLOAD) // 2
     with FileVolume(file).open() as handle, ThreadPoolExecutor(1) as pool:
         transfer = Transfer(Stream(ours), handle, None)
-        received = pool.submit(transfer.receive, b"", 0, len(PAYLOAD))
+        received = pool.submit(transfer.receive, memoryview(b""), 0, len(PAYLOAD))
         try:
             peer.sendall(PAYLOAD[:half])
             until(lambda: file.read_bytes()[:half] == PAYLOAD[:half], what="the first half to be written")
@@ -62,7 +62,7 @@ def test_a_peer_that_goes_within_a_payload_leaves_what_has_come(
     peer, ours = pair
     with FileVolume(file).open() as handle, ThreadPoolExecutor(1) as pool:
         transfer = Transfer(Stream(ours), handle, None)
-        received = pool.submit(transfer.receive, b"", 0, len(PAYLOAD))
+        received = pool.submit(transfer.receive, memoryview(b""), 0, len(PAYLOAD))
         peer.sendall(PAYLOAD[:1000])
         peer.close()
         with pytest.raises(PeerGone, match="within a payload"):
