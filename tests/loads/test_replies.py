@@ -231,6 +231,14 @@ def test_what_is_not_complete_is_told(make: Make) -> None:
     assert replies.outstanding == set()
 
 
+def test_a_reply_in_tiny_chunks_is_not_remembered_without_end() -> None:
+    requests = RequestTable(batch(Operation.READ, 1 << 20, 1), 1 << 20)
+    replies = VariedReplies(requests, structured=True)
+    with pytest.raises(ProtocolViolation, match="A reply has 8193 chunks"):
+        for byte in range(9000):
+            feed(replies, raw.data(0, requests.offset(0) + byte, b"x", flags=0), [4096], [0] if byte == 0 else [])
+
+
 def test_flags_other_than_done_change_nothing() -> None:
     requests = table()
     stream = raw.data(1, requests.offset(1), b"x" * BLOCK, flags=DONE | 2)
