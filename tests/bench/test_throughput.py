@@ -141,7 +141,7 @@ def test_a_medium_that_is_not_to_be_had_is_left_out_and_named(
 
     monkeypatch.setattr(places, "placed", refusing)
     told: list[str] = []
-    section = throughput.run(replace(options, full=True, only="xfs"), told.append)
+    section = throughput.run(replace(options, full=True, only="read, depth 16, xfs"), told.append)
     assert section.comparisons == []
     assert "Nothing was measured on xfs: that takes root." in section.remarks
     assert told[0] == "4 KiB random read, depth 16, xfs: left out: that takes root"
@@ -157,7 +157,7 @@ def test_a_server_that_can_not_do_a_setting_is_left_out_of_it() -> None:
 
 def test_the_quick_run_has_the_rows_with_targets_mostly_of_three_servers(options: Options) -> None:
     quick = rows(options)
-    assert len(quick) == 14
+    assert len(quick) == 15
     assert all(row.targets for row in quick)
     assert [len(row.servers) for row in quick].count(6) == 3
     assert {len(row.servers) for row in quick} == {3, 6}
