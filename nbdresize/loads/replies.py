@@ -33,8 +33,8 @@ _MAGIC = struct.Struct(">I")
 _OFFSET = struct.Struct(">Q")
 _HOLE = struct.Struct(">QI")
 _ERROR = struct.Struct(">IH")
-_MOST_CHUNKS = 1 << 13
-"""Of one reply: 32 MiB whose blocks of 4 KiB are data and holes in turn."""
+_SECTOR, _SOME_CHUNKS = 512, 64
+"""A reply has no more chunks than its block has sectors, or these few where it is small."""
 _LONGEST_ERROR = _ERROR.size + NBD_MAX_STRING + _OFFSET.size
 
 Deliver = Callable[[int, int, memoryview | None, int], None]
@@ -164,6 +164,7 @@ class VariedReplies(Replies):
         super().__init__()
         self._table = table
         self._block = table.load.block
+        self._most_chunks = max(_SOME_CHUNKS, self._block // _SECTOR)
         self._structured = structured
         self._deliver = deliver
         self._cookie = self._at = self._left = 0
@@ -267,7 +268,7 @@ class VariedReplies(Replies):
             raise ProtocolViolation(f"A chunk brings {length} bytes at {offset}", "those were not asked for")
         if not (last and length == self._block and cookie not in self._covered):
             self._covered.setdefault(cookie, []).append((at, at + length))
-            if len(self._covered[cookie]) > min(self._block, _MOST_CHUNKS):
+            if len(self._covered[cookie]) > self._most_chunks:
                 raise ProtocolViolation(f"A reply has {len(self._covered[cookie])} chunks", "nobody sends so many")
             if last:
                 self._complete(cookie, reads=True)
